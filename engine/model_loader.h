@@ -1,0 +1,53 @@
+// From a checkpoint directory to a model that can serve: reads the configuration, opens tokenizer
+// and weights, creates the backend, and sizes the KV cache. Every program that runs the engine
+// starts here.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/backend/backend.h"
+#include "engine/checkpoint/model_config.h"
+#include "engine/layer_plan.h"
+#include "engine/model_runner.h"
+#include "engine/tokenizer/tokenizer.h"
+
+namespace tidal {
+
+enum class Device : uint8_t { kAuto, kCpu, kCuda };
+enum class LoadFormat : uint8_t {
+  kAuto,   // the directory's safetensors files
+  kDummy,  // random weights; config.json alone is enough
+};
+
+struct ModelLoadOptions {
+  std::string model_path;
+  LoadFormat load_format = LoadFormat::kAuto;
+  Device device = Device::kAuto;
+  int32_t cpu_threads = 0;       // 0 = all cores
+  int32_t max_model_len = 0;     // 0 = the checkpoint's, or what the KV cache holds if that is less
+  int32_t max_batch_tokens = 0;  // 0 = the device's default
+  int32_t max_running_requests = 0;
+  int64_t kv_cache_memory_bytes = 0;      // 0 = by kv_cache_memory_fraction
+  double kv_cache_memory_fraction = 0.5;  // of what is free once weights and workspaces are there
+  LayerPlanOptions layer_plan;
+};
+
+struct ServingModel {
+  std::string name;  // the directory's last component
+  ModelConfig config;
+  std::unique_ptr<Tokenizer> tokenizer;  // null where a dummy has none
+  std::unique_ptr<Backend> backend;
+  LayerPlan plan;
+  std::unique_ptr<ModelRunner> runner;  // on `backend`
+  int32_t max_model_len = 0;
+  int32_t max_batch_tokens = 0;
+  int32_t num_blocks = 0;
+};
+
+// RESOURCE_EXHAUSTED names needed and available bytes and the longest context that would fit.
+absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options);
+
+}  // namespace tidal

@@ -1,0 +1,31 @@
+// Runs a step's layers on a backend. The scheduler's and the server's tests fake it, so they need
+// no tensors. Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "engine/backend/sampling.h"
+#include "engine/backend/step_batch.h"
+
+namespace tidal {
+
+class ModelRunner {
+ public:
+  virtual ~ModelRunner() = default;
+
+  // Gives sampler slot `slot` to a sequence with this history.
+  virtual absl::Status BindSampler(int32_t slot, const SamplingParams& params,
+                                   absl::Span<const int32_t> prompt_token_ids,
+                                   absl::Span<const int32_t> generated_token_ids) = 0;
+
+  // Begins a step. The batch's spans must stay valid until its Collect returns.
+  virtual absl::Status Launch(const StepBatch& batch) = 0;
+
+  // Waits for the oldest step launched; one token for each of its chunks with `samples`, in order.
+  virtual absl::Status Collect(std::vector<SampledToken>* sampled) = 0;
+};
+
+}  // namespace tidal

@@ -1,0 +1,39 @@
+// A request as the engine takes it: validated, tokenised, every default filled in.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "engine/backend/attention.h"
+#include "engine/backend/sampling.h"
+
+namespace tidal {
+
+struct StoppingCriteria {
+  int32_t max_new_tokens = 0;  // at least 1
+  std::vector<std::string> stop_strings;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  bool include_stop_in_output = false;
+};
+
+struct AttentionOptions {
+  AttentionMode mode = AttentionMode::kFull;
+  Selection selection;  // for kTidal and kQuest
+};
+
+struct Request {
+  std::string id;  // unique among live requests
+  std::vector<int32_t> prompt_token_ids;
+  SamplingParams sampling;
+  StoppingCriteria stopping;
+  AttentionOptions attention;
+  bool skip_special_tokens = true;
+  int32_t priority = 0;     // higher leaves the queue first
+  absl::Time arrival_time;  // before tokenising, by the engine's clock
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+}  // namespace tidal
