@@ -56,7 +56,7 @@ _SLOTS = {"adj": ADJECTIVES, "noun": NOUNS, "verb": VERBS, "person": PEOPLE, "pl
           "time": TIMES, "day": DAYS}
 _TEMPLATES = """The {adj} {noun} {verb} the {adj} {noun} {time} .
 {person} {verb} the {adj} {noun} near the {place} .
-On {day} {person} {verb} a {noun} and a {adj} {noun} .
+On {day} {person} {verb} the {noun} and the {adj} {noun} .
 {person} and {person} walked from the {place} to the {place} {time} .
 The {noun} of the {place} was {adj} and {adj} .
 {person} said that the {noun} was {adj} {time} .
@@ -201,18 +201,24 @@ def draw_task(rng, task, size):
     return [needles[1], link(keys[0], keys[1])], *ask_chain(keys[0], keys[1], values[1])
 
 
-def make_prompt(num_tokens, depth, seed, task="single", size=None):
-    """(prompt, answer) of at most `num_tokens` prompt tokens, less than a sentence fewer.
+def make_pieces(num_tokens, depth, seed, task="single", size=None):
+    """(prompt pieces, answer pieces); the prompt's tokens are its pieces and one for the start.
 
-    The first fact lies at `depth` (0..1), any others anywhere. A `num_tokens` too small for the
-    facts and the question gives a prompt without haystack (36 tokens for a single needle).
+    The prompt has at most `num_tokens` tokens, less than a sentence fewer. The first fact lies at
+    `depth` (0..1), any others anywhere. A `num_tokens` too small for the facts and the question
+    gives a prompt without haystack (36 tokens for a single needle).
     """
     rng = random.Random(seed)
     facts, question, answer = draw_task(rng, task, size or DEFAULT_SIZES[task])
     depths = [depth] + [rng.random() for _ in facts[1:]]
     fixed = 1 + len(question) + sum(len(fact) for fact in facts)
-    pieces = document(haystack(rng, num_tokens - fixed), facts, depths)
-    return "".join(pieces + question), "".join(answer)
+    return document(haystack(rng, num_tokens - fixed), facts, depths) + question, answer
+
+
+def make_prompt(num_tokens, depth, seed, task="single", size=None):
+    """(prompt, answer) as text; see make_pieces."""
+    prompt, answer = make_pieces(num_tokens, depth, seed, task, size)
+    return "".join(prompt), "".join(answer)
 
 
 def main():
