@@ -3,15 +3,17 @@
 // contract of its threads and state.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -37,9 +39,6 @@ struct EngineOptions {
   int32_t num_blocks = 0;
   std::vector<int32_t> eos_token_ids;
 };
-
-// Names a submitted request; never used twice.
-using RequestTicket = uint64_t;
 
 class Engine {
  public:
@@ -92,6 +91,76 @@ class Engine {
     RequestTicket ticket;
     absl::Status reason;
   };
+  // What other threads have left for the engine thread.
+  struct Inbox {
+    std::vector<Submission> submissions;
+    int64_t num_prompt_tokens = 0;  // of the submissions
+    std::vector<Cancellation> cancellations;
+    std::optional<absl::Status> stop_reason;
+
+    bool empty() const {
+      return submissions.empty() && cancellations.empty() && !stop_reason.has_value();
+    }
+  };
+  // How a sequence ended well.
+  struct Ending {
+    FinishReason reason;
+    std::optional<int32_t> matched_token_id;
+  };
+
+  absl::Status CheckAdmission(const Request& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // --- Engine thread only
+  // -------------------------------------------------------------------------
+
+  void Run();
+  Inbox TakeInbox();
+  void Accept(Submission submission);
+  void ExpireDeadlines();
+
+  // Plans and computes one step; an error is a fault of the backend.
+  absl::Status Step();
+  absl::Status BindAdmitted(const StepPlan& plan);
+  void BuildBatch(const StepPlan& plan);
+  void AccountAttention(const StepPlan& plan, StepReport* report);
+  void ReportProgress(const StepPlan& plan);
+  void DeliverTokens(const StepPlan& plan, std::vector<SampledToken> sampled);
+
+  // Appends a drawn token, tells the observer, and ends the sequence where it is time.
+  void Deliver(Sequence* sequence, SampledToken token, absl::Time now);
+  std::optional<Ending> EndingAfter(const Sequence& sequence, int32_t token_id) const;
+
+  void Finish(Sequence* sequence, const Ending& ending);
+  void Fail(Sequence* sequence, const absl::Status& reason);
+  void FailAll(const absl::Status& reason);
+  // Takes the sequence out of schedule and books; what is returned keeps it alive for last words.
+  std::unique_ptr<Sequence> Retire(Sequence* sequence, RequestReport* report);
+  void PublishLoad();
+  void MarkProgress();
+
+  const EngineOptions options_;
+  const LayerPlan plan_;
+  ModelRunner* const runner_;
+  const Tokenizer* const tokenizer_;
+  const Clock* const clock_;
+  EngineObserver* const observer_;
+  const int32_t max_request_tokens_;
+
+  Scheduler scheduler_;                                                      // engine thread only
+  absl::flat_hash_map<RequestTicket, std::unique_ptr<Sequence>> sequences_;  // engine thread only
+  StepBatch batch_;                                                          // engine thread only
+
+  std::atomic<int64_t> last_progress_nanos_{0};
+
+  mutable absl::Mutex mutex_;
+  Inbox inbox_ ABSL_GUARDED_BY(mutex_);
+  RequestTicket last_ticket_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_set<std::string> live_ids_ ABSL_GUARDED_BY(mutex_);
+  EngineLoad load_ ABSL_GUARDED_BY(mutex_);
+  absl::Status closed_ ABSL_GUARDED_BY(mutex_);  // why nothing is submitted any more; OK = open
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
+
+  std::thread thread_;
 };
 
 }  // namespace tidal

@@ -56,9 +56,9 @@ class EngineObserver {
   virtual void OnInterTokenLatency(absl::Duration latency) = 0;
   virtual void OnPreemption(const std::string& request_id) = 0;
   virtual void OnRequestEnded(const RequestReport& report) = 0;
-  // Any thread.
+  // Any thread, under the engine's lock: it must not call the engine.
   virtual void OnRejected(RejectionReason reason) = 0;
-  // Any thread.
+  // Any thread, one call at a time, under the engine's lock: it must not call the engine.
   virtual void OnLoadChanged(const EngineLoad& load) = 0;
   // The engine has stopped for good; every request has been failed with INTERNAL.
   virtual void OnFault(const absl::Status& status) = 0;

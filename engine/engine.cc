@@ -1,0 +1,445 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/status_macros.h"
+#include "engine/check.h"
+
+namespace tidal {
+namespace {
+
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+// Tokens that would end the output; the sampler keeps them back until min_new_tokens.
+std::vector<int32_t> EndingTokens(const Request& request, const std::vector<int32_t>& eos_ids) {
+  std::vector<int32_t> ids = request.stopping.stop_token_ids;
+  if (!request.stopping.ignore_eos) ids.insert(ids.end(), eos_ids.begin(), eos_ids.end());
+  return ids;
+}
+
+StepKind KindOf(const StepReport& report, size_t num_decodes) {
+  if (report.num_prefill_tokens == 0) return StepKind::kDecode;
+  return num_decodes == 0 ? StepKind::kPrefill : StepKind::kMixed;
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, LayerPlan plan, ModelRunner* runner,
+               const Tokenizer* tokenizer, const Clock* clock, EngineObserver* observer)
+    : options_(std::move(options)),
+      plan_(std::move(plan)),
+      runner_(runner),
+      tokenizer_(tokenizer),
+      clock_(clock),
+      observer_(observer),
+      max_request_tokens_(static_cast<int32_t>(
+          std::min<int64_t>(options_.max_model_len, int64_t{options_.num_blocks} * kBlockSize))),
+      scheduler_({.max_batch_tokens = options_.max_batch_tokens,
+                  .max_running_requests = options_.max_running_requests,
+                  .num_blocks = options_.num_blocks}) {
+  MarkProgress();
+  PublishLoad();
+}
+
+Engine::~Engine() { Stop(absl::UnavailableError("the engine has stopped")); }
+
+void Engine::Start() {
+  TIDAL_CHECK(!thread_.joinable(), "the engine is started once");
+  thread_ = std::thread([this] { Run(); });
+}
+
+// --- Any thread
+// -----------------------------------------------------------------------------------
+
+absl::StatusOr<RequestTicket> Engine::Submit(Request request,
+                                             std::shared_ptr<GenerationObserver> observer) {
+  absl::MutexLock lock(&mutex_);
+  TIDAL_RETURN_IF_ERROR(CheckAdmission(request));
+  const RequestTicket ticket = ++last_ticket_;
+  const auto num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
+  live_ids_.insert(request.id);
+  inbox_.num_prompt_tokens += num_prompt_tokens;
+  inbox_.submissions.push_back({ticket, std::move(request), std::move(observer)});
+  ++load_.num_waiting_requests;
+  load_.num_waiting_prompt_tokens += num_prompt_tokens;
+  observer_->OnLoadChanged(load_);
+  return ticket;
+}
+
+absl::Status Engine::CheckAdmission(const Request& request) {
+  if (!closed_.ok()) return closed_;
+  const auto reject = [this](RejectionReason reason, absl::Status status) {
+    observer_->OnRejected(reason);
+    return status;
+  };
+  const auto num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
+  const int64_t num_tokens = num_prompt_tokens + request.stopping.max_new_tokens;
+  if (num_prompt_tokens == 0 || request.stopping.max_new_tokens < 1) {
+    return absl::InvalidArgumentError("a request has at least one prompt token and one new token");
+  }
+  if (num_tokens > max_request_tokens_) {
+    return reject(RejectionReason::kNeverFits,
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "prompt of ", num_prompt_tokens, " tokens + max_new_tokens of ",
+                      request.stopping.max_new_tokens, " = ", num_tokens, " tokens, more than the ",
+                      max_request_tokens_, " that one request may have (max_model_len ",
+                      options_.max_model_len, ", KV cache ",
+                      int64_t{options_.num_blocks} * kBlockSize, " tokens)")));
+  }
+  if (live_ids_.contains(request.id)) {
+    return reject(RejectionReason::kDuplicateId,
+                  absl::AlreadyExistsError(absl::StrCat("request_id: '", request.id,
+                                                        "' is that of a request still running")));
+  }
+  if (load_.num_waiting_requests >= options_.max_queued_requests) {
+    return reject(RejectionReason::kQueuedRequests,
+                  absl::ResourceExhaustedError(
+                      absl::StrCat("the queue is full: ", load_.num_waiting_requests,
+                                   " requests wait, limit ", options_.max_queued_requests)));
+  }
+  // One request alone may exceed the limit, or a long prompt could never enter an empty queue.
+  if (load_.num_waiting_requests > 0 &&
+      load_.num_waiting_prompt_tokens + num_prompt_tokens > options_.max_queued_tokens) {
+    return reject(
+        RejectionReason::kQueuedTokens,
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the queue is full: ", load_.num_waiting_prompt_tokens, " prompt tokens wait, and ",
+            num_prompt_tokens, " more would exceed ", options_.max_queued_tokens)));
+  }
+  return absl::OkStatus();
+}
+
+void Engine::Cancel(RequestTicket ticket, absl::Status reason) {
+  absl::MutexLock lock(&mutex_);
+  inbox_.cancellations.push_back({ticket, std::move(reason)});
+}
+
+bool Engine::WaitUntilIdle(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(
+      absl::Condition(
+          +[](absl::flat_hash_set<std::string>* live_ids) { return live_ids->empty(); },
+          &live_ids_),
+      timeout);
+}
+
+void Engine::Stop(absl::Status reason) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_.ok()) closed_ = reason;
+    if (!inbox_.stop_reason.has_value()) inbox_.stop_reason = std::move(reason);
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+EngineLoad Engine::load() const {
+  absl::MutexLock lock(&mutex_);
+  return load_;
+}
+
+absl::Time Engine::last_progress() const {
+  return absl::FromUnixNanos(last_progress_nanos_.load(std::memory_order_relaxed));
+}
+
+absl::Status Engine::health() const {
+  absl::MutexLock lock(&mutex_);
+  return health_;
+}
+
+// --- Engine thread
+// --------------------------------------------------------------------------------
+
+void Engine::Run() {
+  absl::Status fault;
+  while (true) {
+    Inbox inbox = TakeInbox();
+    for (Submission& submission : inbox.submissions) Accept(std::move(submission));
+    for (const Cancellation& cancellation : inbox.cancellations) {
+      const auto it = sequences_.find(cancellation.ticket);
+      if (it != sequences_.end()) Fail(it->second.get(), cancellation.reason);
+    }
+    if (inbox.stop_reason.has_value()) return FailAll(*inbox.stop_reason);
+    ExpireDeadlines();
+    try {
+      fault = Step();
+    } catch (const std::exception& exception) {
+      fault = absl::InternalError(absl::StrCat("exception in a step: ", exception.what()));
+    }
+    if (!fault.ok()) break;
+  }
+  const absl::Status closed =
+      absl::InternalError(absl::StrCat("the engine has failed: ", fault.message()));
+  {
+    absl::MutexLock lock(&mutex_);
+    closed_ = closed;
+    health_ = closed;
+  }
+  FailAll(closed);
+  observer_->OnFault(closed);
+}
+
+Engine::Inbox Engine::TakeInbox() {
+  absl::MutexLock lock(&mutex_);
+  if (sequences_.empty()) {
+    mutex_.Await(absl::Condition(
+        +[](Inbox* inbox) { return !inbox->empty(); }, &inbox_));
+    MarkProgress();
+  }
+  return std::exchange(inbox_, Inbox{});
+}
+
+void Engine::Accept(Submission submission) {
+  Request& request = submission.request;
+  if (request.sampling.min_new_tokens > 0) {
+    request.sampling.suppressed_token_ids = EndingTokens(request, options_.eos_token_ids);
+  }
+  OutputText output_text(tokenizer_,
+                         {.skip_special_tokens = request.skip_special_tokens,
+                          .stop_strings = request.stopping.stop_strings,
+                          .include_stop_in_output = request.stopping.include_stop_in_output});
+  auto sequence =
+      std::make_unique<Sequence>(submission.ticket, std::move(submission.request),
+                                 std::move(submission.observer), std::move(output_text));
+  scheduler_.Enqueue(sequence.get());
+  sequences_.emplace(submission.ticket, std::move(sequence));
+}
+
+void Engine::ExpireDeadlines() {
+  const absl::Time now = clock_->Now();
+  std::vector<Sequence*> expired;
+  for (const auto& [ticket, sequence] : sequences_) {
+    if (sequence->request.deadline <= now) expired.push_back(sequence.get());
+  }
+  for (Sequence* sequence : expired) {
+    Fail(sequence,
+         absl::DeadlineExceededError(absl::StrCat(
+             "the deadline passed after ", sequence->num_generated_tokens(), " generated tokens")));
+  }
+}
+
+absl::Status Engine::Step() {
+  const absl::Time begin = clock_->Now();
+  const StepPlan plan = scheduler_.PlanStep();
+  for (const Sequence* sequence : plan.preempted) observer_->OnPreemption(sequence->request.id);
+  if (plan.chunks.empty()) {
+    TIDAL_CHECK(sequences_.empty(), "where a sequence is left, a step computes something");
+    return absl::OkStatus();
+  }
+  TIDAL_RETURN_IF_ERROR(BindAdmitted(plan));
+  PublishLoad();
+  StepReport report;
+  AccountAttention(plan, &report);
+  BuildBatch(plan);
+  MarkProgress();
+  TIDAL_RETURN_IF_ERROR(runner_->Launch(batch_));
+  std::vector<SampledToken> sampled;
+  TIDAL_RETURN_IF_ERROR(runner_->Collect(&sampled));
+  MarkProgress();
+
+  report.num_generated_tokens = static_cast<int32_t>(sampled.size());
+  Scheduler::MarkComputed(plan);
+  ReportProgress(plan);
+  DeliverTokens(plan, std::move(sampled));
+  PublishLoad();
+  report.duration = clock_->Now() - begin;
+  observer_->OnStep(report);
+  return absl::OkStatus();
+}
+
+absl::Status Engine::BindAdmitted(const StepPlan& plan) {
+  for (Sequence* sequence : plan.admitted) {
+    TIDAL_RETURN_IF_ERROR(runner_->BindSampler(sequence->sampler_slot, sequence->request.sampling,
+                                               sequence->request.prompt_token_ids,
+                                               sequence->generated_token_ids()));
+    if (sequence->admission_time == absl::InfinitePast()) {
+      sequence->admission_time = clock_->Now();
+      sequence->observer->OnStarted(
+          {.num_prompt_tokens = sequence->num_prompt_tokens(), .num_cached_prompt_tokens = 0});
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Engine::BuildBatch(const StepPlan& plan) {
+  batch_.chunks.clear();
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    const Sequence& sequence = *chunk.sequence;
+    const AttentionOptions& attention = sequence.request.attention;
+    const int32_t num_context_tokens = sequence.num_computed_tokens + chunk.num_tokens;
+    // Prefill is always full attention, and so is whatever the budget covers whole.
+    const bool runs_full =
+        !chunk.is_decode || num_context_tokens <= attention.selection.token_budget;
+    batch_.chunks.push_back(
+        {.token_ids = absl::MakeConstSpan(sequence.token_ids)
+                          .subspan(static_cast<size_t>(sequence.num_computed_tokens),
+                                   static_cast<size_t>(chunk.num_tokens)),
+         .num_context_tokens = num_context_tokens,
+         .block_table = sequence.block_table,
+         .mode = runs_full ? AttentionMode::kFull : attention.mode,
+         .selection = attention.selection,
+         .sampler_slot = sequence.sampler_slot,
+         .samples = chunk.samples()});
+  }
+}
+
+void Engine::AccountAttention(const StepPlan& plan, StepReport* report) {
+  const auto num_selection_layers =
+      static_cast<int32_t>(plan_.LayersWithRole(LayerRole::kSelect).size());
+  size_t num_decodes = 0;
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    Sequence* sequence = chunk.sequence;
+    ++report->num_sequences;
+    if (!chunk.is_decode) {
+      report->num_prefill_tokens += chunk.num_tokens;
+      if (sequence->num_preemptions > 0) report->num_recomputed_tokens += chunk.num_tokens;
+      continue;
+    }
+    ++num_decodes;
+    const AttentionOptions& attention = sequence->request.attention;
+    const int64_t num_context_tokens = sequence->num_computed_tokens + 1;
+    const int64_t num_available = plan_.num_layers() * num_context_tokens;
+    const int64_t num_attended =
+        plan_.AttendedTokens(attention.mode, attention.selection, num_context_tokens);
+    sequence->num_available_tokens += num_available;
+    sequence->num_attended_tokens += num_attended;
+    report->num_available_tokens += num_available;
+    report->num_attended_tokens += num_attended;
+    if (num_attended < num_available) report->num_selections += num_selection_layers;
+  }
+  report->kind = KindOf(*report, num_decodes);
+}
+
+void Engine::ReportProgress(const StepPlan& plan) {
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    const Sequence& sequence = *chunk.sequence;
+    if (sequence.num_generated_tokens() == 0) {
+      sequence.observer->OnProgress(sequence.num_computed_tokens, sequence.num_prompt_tokens());
+    }
+  }
+}
+
+void Engine::DeliverTokens(const StepPlan& plan, std::vector<SampledToken> sampled) {
+  const absl::Time now = clock_->Now();
+  size_t num_delivered = 0;
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    // MarkComputed has run: a chunk drew a token where nothing is left to compute.
+    if (chunk.sequence->num_computed_tokens < chunk.sequence->num_tokens()) continue;
+    TIDAL_CHECK(num_delivered < sampled.size(), "each chunk that samples yields a token");
+    Deliver(chunk.sequence, std::move(sampled[num_delivered++]), now);
+  }
+  TIDAL_CHECK(num_delivered == sampled.size(), "no token without a chunk that samples");
+}
+
+void Engine::Deliver(Sequence* sequence, SampledToken token, absl::Time now) {
+  const int32_t token_id = token.token_id;
+  sequence->token_ids.push_back(token_id);
+  if (sequence->num_generated_tokens() == 1) {
+    sequence->first_token_time = now;
+    observer_->OnFirstToken(now - sequence->request.arrival_time);
+  } else {
+    observer_->OnInterTokenLatency(now - sequence->last_token_time);
+  }
+  sequence->last_token_time = now;
+
+  std::optional<Ending> ending = EndingAfter(*sequence, token_id);
+  const bool is_hidden_stop = ending.has_value() && ending->matched_token_id.has_value() &&
+                              !sequence->request.stopping.include_stop_in_output;
+  GenerationDelta delta;
+  if (!is_hidden_stop) {
+    const bool match_stops =
+        sequence->num_generated_tokens() >= sequence->request.sampling.min_new_tokens;
+    delta.text = sequence->output_text.Append(token_id, match_stops);
+  }
+  if (sequence->output_text.matched_stop_string().has_value()) {
+    ending = Ending{.reason = FinishReason::kStopString, .matched_token_id = std::nullopt};
+  } else if (ending.has_value()) {
+    delta.text += sequence->output_text.Flush();
+  }
+  delta.tokens.push_back(std::move(token));
+  sequence->observer->OnDelta(std::move(delta));
+  if (ending.has_value()) Finish(sequence, *ending);
+}
+
+std::optional<Engine::Ending> Engine::EndingAfter(const Sequence& sequence,
+                                                  int32_t token_id) const {
+  const StoppingCriteria& stopping = sequence.request.stopping;
+  if (Contains(stopping.stop_token_ids, token_id)) {
+    return Ending{FinishReason::kStopToken, token_id};
+  }
+  if (!stopping.ignore_eos && Contains(options_.eos_token_ids, token_id)) {
+    return Ending{FinishReason::kEndOfSequence, token_id};
+  }
+  if (sequence.num_generated_tokens() >= stopping.max_new_tokens) {
+    return Ending{FinishReason::kLength, std::nullopt};
+  }
+  return std::nullopt;
+}
+
+void Engine::Finish(Sequence* sequence, const Ending& ending) {
+  RequestReport report;
+  report.finish_reason = ending.reason;
+  const std::unique_ptr<Sequence> retired = Retire(sequence, &report);
+  observer_->OnRequestEnded(report);
+  retired->observer->OnFinished({.reason = ending.reason,
+                                 .matched_stop_string = retired->output_text.matched_stop_string(),
+                                 .matched_token_id = ending.matched_token_id,
+                                 .usage = report.usage,
+                                 .timings = report.timings});
+}
+
+void Engine::Fail(Sequence* sequence, const absl::Status& reason) {
+  RequestReport report;
+  report.status = reason;
+  const std::unique_ptr<Sequence> retired = Retire(sequence, &report);
+  observer_->OnRequestEnded(report);
+  retired->observer->OnFailed(reason);
+}
+
+std::unique_ptr<Sequence> Engine::Retire(Sequence* sequence, RequestReport* report) {
+  report->id = sequence->request.id;
+  report->stage = sequence->stage();
+  report->usage = sequence->usage();
+  report->timings = sequence->TimingsUntil(clock_->Now());
+  scheduler_.Remove(sequence);
+  auto node = sequences_.extract(sequence->ticket);
+  {
+    absl::MutexLock lock(&mutex_);
+    live_ids_.erase(sequence->request.id);
+  }
+  // Before the owner hears of it, so that what it sees afterwards is true.
+  PublishLoad();
+  return std::move(node.mapped());
+}
+
+void Engine::FailAll(const absl::Status& reason) {
+  Inbox rest;
+  {
+    absl::MutexLock lock(&mutex_);
+    rest = std::exchange(inbox_, Inbox{});
+  }
+  for (Submission& submission : rest.submissions) Accept(std::move(submission));
+  while (!sequences_.empty()) Fail(sequences_.begin()->second.get(), reason);
+}
+
+void Engine::PublishLoad() {
+  absl::MutexLock lock(&mutex_);
+  load_ = {.num_running_requests = scheduler_.num_running(),
+           .num_waiting_requests =
+               scheduler_.num_waiting() + static_cast<int32_t>(inbox_.submissions.size()),
+           .num_waiting_prompt_tokens =
+               scheduler_.num_waiting_prompt_tokens() + inbox_.num_prompt_tokens,
+           .num_used_blocks = scheduler_.blocks().num_used_blocks(),
+           .num_total_blocks = scheduler_.blocks().num_blocks()};
+  observer_->OnLoadChanged(load_);
+}
+
+void Engine::MarkProgress() {
+  last_progress_nanos_.store(absl::ToUnixNanos(clock_->Now()), std::memory_order_relaxed);
+}
+
+}  // namespace tidal

@@ -1,0 +1,128 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+#include "engine/check.h"
+
+namespace tidal {
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), blocks_(options.num_blocks) {
+  TIDAL_CHECK(options.max_running_requests > 0, "at least one request runs");
+  TIDAL_CHECK(options.max_running_requests <= options.max_batch_tokens,
+              "every running request can decode in each step");
+  for (int32_t slot = options.max_running_requests - 1; slot >= 0; --slot) {
+    free_sampler_slots_.push_back(slot);
+  }
+}
+
+void Scheduler::Enqueue(Sequence* sequence) {
+  waiting_.insert(sequence);
+  num_waiting_prompt_tokens_ += sequence->num_prompt_tokens();
+}
+
+void Scheduler::Remove(Sequence* sequence) {
+  if (waiting_.erase(sequence) > 0) {
+    num_waiting_prompt_tokens_ -= sequence->num_prompt_tokens();
+    return;
+  }
+  const size_t num_removed = running_.erase(sequence);
+  TIDAL_CHECK(num_removed == 1, "a sequence waits or runs");
+  ReleaseResources(sequence);
+}
+
+StepPlan Scheduler::PlanStep() {
+  StepPlan plan;
+  num_tokens_left_ = options_.max_batch_tokens;
+  PlanDecodes(&plan);
+  PlanPrefills(&plan);
+  // What has just been taken from a sequence is not given to a newer one.
+  if (plan.preempted.empty()) AdmitWaiting(&plan);
+  return plan;
+}
+
+void Scheduler::MarkComputed(const StepPlan& plan) {
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    chunk.sequence->num_computed_tokens += chunk.num_tokens;
+  }
+}
+
+void Scheduler::PlanDecodes(StepPlan* plan) {
+  // Oldest first: preemption takes from the end, so what has been planned keeps its place.
+  for (auto it = running_.begin(); it != running_.end();) {
+    Sequence* sequence = *it;
+    if (!sequence->is_prefilling() && ReserveDecodeSlot(sequence, plan)) {
+      plan->chunks.push_back({.sequence = sequence, .num_tokens = 1, .is_decode = true});
+      --num_tokens_left_;
+    }
+    it = running_.upper_bound(sequence);
+  }
+}
+
+void Scheduler::PlanPrefills(StepPlan* plan) {
+  for (Sequence* sequence : running_) {
+    if (num_tokens_left_ == 0) return;
+    if (sequence->is_prefilling()) AddPrefillChunk(sequence, plan);
+  }
+}
+
+void Scheduler::AdmitWaiting(StepPlan* plan) {
+  while (!waiting_.empty() && num_tokens_left_ > 0) {
+    Sequence* sequence = *waiting_.begin();
+    if (!TryAdmit(sequence)) return;  // nobody overtakes: a long prompt's turn comes
+    waiting_.erase(waiting_.begin());
+    num_waiting_prompt_tokens_ -= sequence->num_prompt_tokens();
+    running_.insert(sequence);
+    plan->admitted.push_back(sequence);
+    AddPrefillChunk(sequence, plan);
+  }
+}
+
+bool Scheduler::ReserveDecodeSlot(Sequence* sequence, StepPlan* plan) {
+  const int32_t num_blocks_needed = NumBlocksFor(sequence->num_computed_tokens + 1);
+  if (num_blocks_needed <= static_cast<int32_t>(sequence->block_table.size())) return true;
+  while (!blocks_.Allocate(1, &sequence->block_table)) {
+    Sequence* newest = *running_.rbegin();
+    TIDAL_CHECK(newest != sequence || running_.size() > 1, "a sequence alone fits the KV cache");
+    Preempt(newest, plan);
+    if (newest == sequence) return false;
+  }
+  return true;
+}
+
+bool Scheduler::TryAdmit(Sequence* sequence) {
+  if (num_running() == options_.max_running_requests) return false;
+  // Each running sequence keeps a block to grow into, or admitting one would soon preempt it again.
+  const int32_t num_blocks_needed = NumBlocksFor(sequence->num_tokens());
+  if (num_running() > 0 && blocks_.num_free_blocks() < num_blocks_needed + num_running()) {
+    return false;
+  }
+  if (!blocks_.Allocate(num_blocks_needed, &sequence->block_table)) return false;
+  sequence->sampler_slot = free_sampler_slots_.back();
+  free_sampler_slots_.pop_back();
+  return true;
+}
+
+void Scheduler::Preempt(Sequence* sequence, StepPlan* plan) {
+  running_.erase(sequence);
+  ReleaseResources(sequence);
+  sequence->num_computed_tokens = 0;
+  ++sequence->num_preemptions;
+  Enqueue(sequence);
+  plan->preempted.push_back(sequence);
+}
+
+void Scheduler::AddPrefillChunk(Sequence* sequence, StepPlan* plan) {
+  const int32_t num_tokens_to_go = sequence->num_prefill_tokens() - sequence->num_computed_tokens;
+  const int32_t num_tokens = std::min(num_tokens_to_go, num_tokens_left_);
+  plan->chunks.push_back({.sequence = sequence, .num_tokens = num_tokens, .is_decode = false});
+  num_tokens_left_ -= num_tokens;
+}
+
+void Scheduler::ReleaseResources(Sequence* sequence) {
+  blocks_.Release(&sequence->block_table);
+  free_sampler_slots_.push_back(sequence->sampler_slot);
+  sequence->sampler_slot = -1;
+}
+
+}  // namespace tidal

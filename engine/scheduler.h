@@ -1,0 +1,93 @@
+// Decides what each step computes: every running sequence's decode first, then chunks of prompts,
+// then, where room is left, sequences from the queue. Owns the queue, the running batch, the
+// sampler slots and the blocks. Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "engine/block_manager.h"
+#include "engine/sequence.h"
+
+namespace tidal {
+
+struct SchedulerOptions {
+  int32_t max_batch_tokens = 0;      // tokens a step
+  int32_t max_running_requests = 0;  // at most max_batch_tokens, so that every decode has its place
+  int32_t num_blocks = 0;
+};
+
+struct ScheduledChunk {
+  Sequence* sequence;
+  int32_t num_tokens;  // from sequence->num_computed_tokens on
+  bool is_decode;      // of a generated token; otherwise prefill
+
+  // Whether the chunk's last token is the sequence's last, so that a new one is drawn.
+  bool samples() const {
+    return sequence->num_computed_tokens + num_tokens == sequence->num_tokens();
+  }
+};
+
+struct StepPlan {
+  std::vector<ScheduledChunk> chunks;
+  std::vector<Sequence*> admitted;   // have just got blocks and a sampler slot
+  std::vector<Sequence*> preempted;  // have just lost theirs, and wait again
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+
+  // Puts a sequence into the queue, which is ordered by priority, then by arrival.
+  void Enqueue(Sequence* sequence);
+
+  // Takes a sequence out, wherever it is; its blocks and slot are free.
+  void Remove(Sequence* sequence);
+
+  // Plans the next step and allocates the blocks it writes. When blocks run out for a decode, the
+  // newest sequence of the lowest priority is preempted. The plan is empty only where no sequence
+  // is left: a sequence alone always fits, as the engine refuses those that never would.
+  StepPlan PlanStep();
+
+  // The planned chunks' tokens are in the cache now.
+  static void MarkComputed(const StepPlan& plan);
+
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int64_t num_waiting_prompt_tokens() const { return num_waiting_prompt_tokens_; }
+  const BlockManager& blocks() const { return blocks_; }
+
+ private:
+  // Whether `a` leaves the queue before `b`, and is preempted after it.
+  struct ComesBefore {
+    bool operator()(const Sequence* a, const Sequence* b) const {
+      if (a->request.priority != b->request.priority) {
+        return a->request.priority > b->request.priority;
+      }
+      return a->ticket < b->ticket;
+    }
+  };
+  using Queue = std::set<Sequence*, ComesBefore>;
+
+  void PlanDecodes(StepPlan* plan);
+  void PlanPrefills(StepPlan* plan);
+  void AdmitWaiting(StepPlan* plan);
+
+  // Makes room for one more token; false where that cost the sequence itself its place.
+  bool ReserveDecodeSlot(Sequence* sequence, StepPlan* plan);
+  bool TryAdmit(Sequence* sequence);
+  void Preempt(Sequence* sequence, StepPlan* plan);
+  void AddPrefillChunk(Sequence* sequence, StepPlan* plan);
+  void ReleaseResources(Sequence* sequence);
+
+  const SchedulerOptions options_;
+  BlockManager blocks_;
+  Queue waiting_;
+  Queue running_;
+  int64_t num_waiting_prompt_tokens_ = 0;
+  std::vector<int32_t> free_sampler_slots_;
+  int32_t num_tokens_left_ = 0;  // of the step being planned
+};
+
+}  // namespace tidal

@@ -1,0 +1,71 @@
+// A request's state in the engine. Engine thread only; owned by the engine, scheduled by the
+// scheduler.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "engine/engine_observer.h"
+#include "engine/generation_observer.h"
+#include "engine/output_text.h"
+#include "engine/request.h"
+
+namespace tidal {
+
+// Names a submitted request; grows with the order of submission and is never used twice.
+using RequestTicket = uint64_t;
+
+struct Sequence {
+  Sequence(RequestTicket ticket_in, Request request_in,
+           std::shared_ptr<GenerationObserver> observer_in, OutputText output_text_in)
+      : ticket(ticket_in),
+        request(std::move(request_in)),
+        observer(std::move(observer_in)),
+        output_text(std::move(output_text_in)),
+        token_ids(request.prompt_token_ids) {}
+
+  int32_t num_prompt_tokens() const {
+    return static_cast<int32_t>(request.prompt_token_ids.size());
+  }
+  int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+  int32_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens(); }
+  absl::Span<const int32_t> generated_token_ids() const {
+    return absl::MakeConstSpan(token_ids).subspan(request.prompt_token_ids.size());
+  }
+
+  // Tokens that prefill computes: the whole prompt, or, after a preemption, everything but the last
+  // generated token, which is then decoded as it would have been.
+  int32_t num_prefill_tokens() const {
+    return num_generated_tokens() == 0 ? num_tokens() : num_tokens() - 1;
+  }
+  bool is_prefilling() const { return num_computed_tokens < num_prefill_tokens(); }
+
+  RequestStage stage() const;
+  Usage usage() const;
+  // Phases up to `end`; one that was never reached is empty.
+  Timings TimingsUntil(absl::Time end) const;
+
+  const RequestTicket ticket;
+  const Request request;
+  const std::shared_ptr<GenerationObserver> observer;
+  OutputText output_text;
+
+  std::vector<int32_t> token_ids;  // prompt, then generated
+  // Tokens whose K and V are in the cache; less than num_tokens().
+  int32_t num_computed_tokens = 0;
+  std::vector<int32_t> block_table;  // blocks held; empty while waiting
+  int32_t sampler_slot = -1;         // -1 while waiting
+
+  absl::Time admission_time = absl::InfinitePast();  // first time out of the queue
+  absl::Time first_token_time = absl::InfinitePast();
+  absl::Time last_token_time = absl::InfinitePast();
+  int64_t num_attended_tokens = 0;
+  int64_t num_available_tokens = 0;
+  int32_t num_preemptions = 0;
+};
+
+}  // namespace tidal
