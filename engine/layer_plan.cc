@@ -47,6 +47,10 @@ AttentionPass PassOfRole(LayerRole role) {
 
 }  // namespace
 
+SelectionScope DefaultSelectionScope(const ModelShape& shape) {
+  return shape.group_size() > 1 ? SelectionScope::kKvHead : SelectionScope::kQueryHead;
+}
+
 absl::StatusOr<LayerPlan> LayerPlan::Create(int32_t num_layers, const LayerPlanOptions& options) {
   if (num_layers < 1) {
     return absl::InvalidArgumentError(

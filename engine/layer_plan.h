@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/backend/attention.h"
+#include "engine/backend/model_shape.h"
 
 namespace tidal {
 
@@ -22,6 +23,10 @@ struct LayerPlanOptions {
   // least 3.
   std::optional<std::vector<int32_t>> selection_layers;
 };
+
+// The scope for `auto`: one set a KV head where its query heads share a gather, else one a query
+// head.
+SelectionScope DefaultSelectionScope(const ModelShape& shape);
 
 class LayerPlan {
  public:

@@ -26,8 +26,9 @@ struct ModelLoadOptions {
   std::string model_path;
   LoadFormat load_format = LoadFormat::kAuto;
   Device device = Device::kAuto;
-  int32_t cpu_threads = 0;       // 0 = all cores
-  int32_t max_model_len = 0;     // 0 = the checkpoint's, or what the KV cache holds if that is less
+  int32_t cpu_threads = 0;  // 0 = all cores
+  // 0 = the checkpoint's, or what the KV cache holds or the sliding window spans if that is less.
+  int32_t max_model_len = 0;
   int32_t max_batch_tokens = 0;  // 0 = the device's default
   int32_t max_running_requests = 0;
   int64_t kv_cache_memory_bytes = 0;      // 0 = by kv_cache_memory_fraction
@@ -47,7 +48,9 @@ struct ServingModel {
   int32_t num_blocks = 0;
 };
 
-// RESOURCE_EXHAUSTED names needed and available bytes and the longest context that would fit.
+// INVALID_ARGUMENT names an option that does not suit the checkpoint; RESOURCE_EXHAUSTED names
+// needed and available bytes and the longest context that would fit; UNIMPLEMENTED a device that
+// this build does not have.
 absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options);
 
 }  // namespace tidal

@@ -17,7 +17,7 @@ class OutputText {
  public:
   struct Options {
     bool skip_special_tokens = true;
-    std::vector<std::string> stop_strings;  // none is empty
+    std::vector<std::string> stop_strings = {};  // none is empty
     bool include_stop_in_output = false;
   };
 

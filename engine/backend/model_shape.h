@@ -23,7 +23,7 @@ struct ModelShape {
 
   // [head_dim / 2] radians a position; RoPE scaling is already applied. Pair i of a head is the
   // elements (i, i + head_dim / 2), Hugging Face's "rotate half" layout.
-  std::vector<float> rope_inverse_frequencies;
+  std::vector<float> rope_inverse_frequencies = {};
 
   int32_t query_size() const { return num_query_heads * head_dim; }
   int32_t kv_size() const { return num_kv_heads * head_dim; }

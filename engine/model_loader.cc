@@ -1,0 +1,141 @@
+#include "engine/model_loader.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/status_macros.h"
+#include "engine/backend_model_runner.h"
+#include "engine/block_manager.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/cpu/cpu_backend.h"
+
+namespace tidal {
+namespace {
+
+constexpr int32_t kDefaultCpuBatchTokens = 512;
+constexpr uint64_t kDummyWeightsSeed = 1;
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadModelTokenizer(const ModelLoadOptions& options,
+                                                              const ModelConfig& config) {
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(options.model_path);
+  if (!tokenizer.ok()) {
+    const bool can_do_without =
+        options.load_format == LoadFormat::kDummy && absl::IsNotFound(tokenizer.status());
+    if (can_do_without) return nullptr;
+    return tokenizer.status();
+  }
+  if ((*tokenizer)->vocab_size() > config.shape.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.model_path, ": the tokenizer has ", (*tokenizer)->vocab_size(),
+                     " tokens, more than the model's vocab_size of ", config.shape.vocab_size));
+  }
+  return tokenizer;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const ModelLoadOptions& options,
+                                                       const ModelShape& shape,
+                                                       const StepLimits& limits) {
+  if (options.device == Device::kCuda) {
+    return absl::UnimplementedError("device: cuda is not served by this build; use cpu or auto");
+  }
+  const auto num_cores = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  const int32_t num_threads = options.cpu_threads > 0 ? options.cpu_threads : num_cores;
+  return CreateCpuBackend(shape, limits, {.num_threads = num_threads});
+}
+
+absl::Status FillWeights(const ModelLoadOptions& options, const ModelConfig& config,
+                         Backend* backend) {
+  if (options.load_format == LoadFormat::kDummy) {
+    return backend->FillRandomWeights(kDummyWeightsSeed);
+  }
+  TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                         OpenCheckpoint(options.model_path, config));
+  return backend->LoadWeights(checkpoint->weights());
+}
+
+// The longest context to serve before the KV cache has its say.
+absl::StatusOr<int32_t> WantedModelLen(const ModelLoadOptions& options, const ModelConfig& config) {
+  const int32_t longest = config.sliding_window > 0
+                              ? std::min(config.max_position_embeddings, config.sliding_window)
+                              : config.max_position_embeddings;
+  if (options.max_model_len <= longest) {
+    return options.max_model_len > 0 ? options.max_model_len : longest;
+  }
+  const char* const limit = longest < config.max_position_embeddings
+                                ? "its sliding window, which is not served beyond that"
+                                : "its max_position_embeddings";
+  return absl::InvalidArgumentError(absl::StrCat("max_model_len: ", options.max_model_len,
+                                                 " is more than the checkpoint's ", longest, ", ",
+                                                 limit));
+}
+
+// Blocks that the memory holds, and no more than the running requests could ever fill.
+absl::StatusOr<int32_t> ChooseNumBlocks(const ModelLoadOptions& options, const Backend& backend,
+                                        int32_t wanted_model_len) {
+  const int64_t available_bytes = backend.AvailableMemoryBytes();
+  const int64_t budget_bytes = options.kv_cache_memory_bytes > 0
+                                   ? options.kv_cache_memory_bytes
+                                   : static_cast<int64_t>(options.kv_cache_memory_fraction *
+                                                          static_cast<double>(available_bytes));
+  const int64_t block_bytes = backend.kv_block_size_bytes();
+  const int64_t most_useful =
+      int64_t{NumBlocksFor(wanted_model_len)} * options.max_running_requests;
+  const int64_t num_blocks = std::min(budget_bytes / block_bytes, most_useful);
+  const int32_t least_model_len = options.max_model_len > 0 ? options.max_model_len : kBlockSize;
+  if (num_blocks < NumBlocksFor(least_model_len) || budget_bytes > available_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the KV cache does not fit: a context of ", least_model_len, " tokens needs ",
+        NumBlocksFor(least_model_len) * block_bytes, " bytes; the cache may have ", budget_bytes,
+        " of ", available_bytes, " bytes available; the longest context that fits is ",
+        std::min(budget_bytes, available_bytes) / block_bytes * kBlockSize, " tokens"));
+  }
+  return static_cast<int32_t>(num_blocks);
+}
+
+}  // namespace
+
+absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
+  TIDAL_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(options.model_path));
+  TIDAL_ASSIGN_OR_RETURN(LayerPlan plan,
+                         LayerPlan::Create(config.shape.num_layers, options.layer_plan));
+  TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, LoadModelTokenizer(options, config));
+  TIDAL_ASSIGN_OR_RETURN(const int32_t wanted_model_len, WantedModelLen(options, config));
+
+  const int32_t max_batch_tokens =
+      options.max_batch_tokens > 0 ? options.max_batch_tokens
+                                   : std::max(kDefaultCpuBatchTokens, options.max_running_requests);
+  if (options.max_running_requests < 1 || options.max_running_requests > max_batch_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_running_requests: ", options.max_running_requests, " is not in 1..",
+                     max_batch_tokens, ", the value of max_batch_tokens"));
+  }
+  TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                         CreateBackend(options, config.shape,
+                                       {.max_batch_tokens = max_batch_tokens,
+                                        .max_batch_sequences = options.max_running_requests,
+                                        .max_model_len = wanted_model_len}));
+  TIDAL_RETURN_IF_ERROR(FillWeights(options, config, backend.get()));
+  TIDAL_ASSIGN_OR_RETURN(const int32_t num_blocks,
+                         ChooseNumBlocks(options, *backend, wanted_model_len));
+  TIDAL_RETURN_IF_ERROR(backend->AllocateKvCache(num_blocks));
+
+  const auto num_cache_tokens =
+      static_cast<int32_t>(std::min<int64_t>(int64_t{num_blocks} * kBlockSize, wanted_model_len));
+  auto runner = std::make_unique<BackendModelRunner>(backend.get(), plan);
+  const auto path = std::filesystem::path(options.model_path).lexically_normal();
+  const auto name = path.has_filename() ? path.filename() : path.parent_path().filename();
+  return ServingModel{.name = name.string(),
+                      .config = std::move(config),
+                      .tokenizer = std::move(tokenizer),
+                      .backend = std::move(backend),
+                      .plan = std::move(plan),
+                      .runner = std::move(runner),
+                      .max_model_len = num_cache_tokens,
+                      .max_batch_tokens = max_batch_tokens,
+                      .num_blocks = num_blocks};
+}
+
+}  // namespace tidal

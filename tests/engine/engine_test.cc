@@ -1,0 +1,460 @@
+#include "engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "tests/engine/fake_clock.h"
+#include "tests/engine/fake_model_runner.h"
+#include "tests/engine/fake_tokenizer.h"
+#include "tests/engine/recording_observer.h"
+
+namespace tidal {
+namespace {
+
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr int32_t kVocabSize = 256;
+constexpr int32_t kEos = 0;
+
+EngineOptions SmallOptions() {
+  return {.max_model_len = 512,
+          .max_batch_tokens = 32,
+          .max_running_requests = 8,
+          .max_queued_requests = 16,
+          .max_queued_tokens = 4096,
+          .num_blocks = 64,
+          .eos_token_ids = {kEos}};
+}
+
+// What FakeModelRunner::HashOfHistory yields for a request that runs alone.
+std::vector<int32_t> ExpectedTokens(std::vector<int32_t> history, int32_t count) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t token_id = 1 + FakeModelRunner::HashOfHistory(history, kVocabSize - 1);
+    tokens.push_back(token_id);
+    history.push_back(token_id);
+  }
+  return tokens;
+}
+
+class EngineTest : public ::testing::Test {
+ protected:
+  explicit EngineTest(EngineOptions options = SmallOptions()) { Reset(std::move(options)); }
+
+  void Reset(EngineOptions options) {
+    engine_.reset();
+    runner_ = std::make_unique<FakeModelRunner>(
+        options.num_blocks, [this](const std::vector<int32_t>& history) {
+          return next_token_ ? next_token_(history)
+                             : 1 + FakeModelRunner::HashOfHistory(history, kVocabSize - 1);
+        });
+    const LayerPlan plan =
+        *LayerPlan::Create(8, {.full_layers = {{0, 1}}, .selection_layers = {{2, 4}}});
+    engine_ = std::make_unique<Engine>(std::move(options), plan, runner_.get(), &tokenizer_,
+                                       &clock_, &observer_);
+  }
+
+  Request MakeRequest(int32_t num_prompt_tokens, int32_t max_new_tokens) {
+    Request request;
+    request.id = absl::StrCat("request-", ++num_requests_);
+    for (int32_t i = 0; i < num_prompt_tokens; ++i) {
+      request.prompt_token_ids.push_back((num_requests_ * 31 + i) % kVocabSize);
+    }
+    request.stopping.max_new_tokens = max_new_tokens;
+    request.arrival_time = clock_.Now();
+    return request;
+  }
+
+  std::shared_ptr<RecordingGenerationObserver> SubmitOk(Request request,
+                                                        RequestTicket* ticket = nullptr) {
+    auto observer = std::make_shared<RecordingGenerationObserver>();
+    const absl::StatusOr<RequestTicket> submitted = engine_->Submit(std::move(request), observer);
+    EXPECT_TRUE(submitted.ok()) << submitted.status();
+    if (ticket != nullptr && submitted.ok()) *ticket = *submitted;
+    return observer;
+  }
+
+  // Holds the engine in its first step until released.
+  void BlockFirstStep(absl::Notification* entered, absl::Notification* release) {
+    runner_->set_on_launch([entered, release](const StepBatch&) {
+      if (!entered->HasBeenNotified()) {
+        entered->Notify();
+        release->WaitForNotification();
+      }
+      return absl::OkStatus();
+    });
+  }
+
+  FakeClock clock_;
+  FakeTokenizer tokenizer_ = FakeTokenizer::OfBytes();
+  RecordingEngineObserver observer_;
+  FakeModelRunner::NextToken next_token_;
+  std::unique_ptr<FakeModelRunner> runner_;
+  std::unique_ptr<Engine> engine_;  // last: stops before what it points to goes
+  int num_requests_ = 0;
+};
+
+TEST_F(EngineTest, GeneratesUpToTheLengthAskedFor) {
+  const Request request = MakeRequest(20, 10);
+  const std::vector<int32_t> expected = ExpectedTokens(request.prompt_token_ids, 10);
+  engine_->Start();
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->token_ids(), expected);
+  ASSERT_TRUE(generation->finished().has_value());
+  EXPECT_EQ(generation->finished()->reason, FinishReason::kLength);
+  EXPECT_EQ(generation->finished()->usage.num_prompt_tokens, 20);
+  EXPECT_EQ(generation->finished()->usage.num_generated_tokens, 10);
+  EXPECT_EQ(generation->started()->num_prompt_tokens, 20);
+  EXPECT_TRUE(engine_->WaitUntilIdle(absl::InfiniteDuration()));
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_F(EngineTest, ReportsProgressOfEachPrefillChunk) {
+  engine_->Start();
+  const auto generation = SubmitOk(MakeRequest(70, 2));
+  generation->WaitForEnd();
+  EXPECT_THAT(generation->progress(), ElementsAre(32, 64, 70));
+}
+
+TEST_F(EngineTest, EveryRequestYieldsWhatItWouldAlone) {
+  engine_->Start();
+  std::vector<std::vector<int32_t>> expected;
+  std::vector<std::shared_ptr<RecordingGenerationObserver>> generations;
+  for (int i = 0; i < 16; ++i) {
+    const Request request = MakeRequest(1 + i * 7, 5 + i * 3);
+    expected.push_back(ExpectedTokens(request.prompt_token_ids, 5 + i * 3));
+    generations.push_back(SubmitOk(request));
+  }
+  for (size_t i = 0; i < generations.size(); ++i) {
+    generations[i]->WaitForEnd();
+    EXPECT_EQ(generations[i]->token_ids(), expected[i]) << "request " << i;
+  }
+}
+
+TEST_F(EngineTest, PreemptionChangesNoTokens) {
+  EngineOptions options = SmallOptions();
+  options.num_blocks = 12;
+  options.max_model_len = 192;
+  Reset(options);
+  engine_->Start();
+  std::vector<std::vector<int32_t>> expected;
+  std::vector<std::shared_ptr<RecordingGenerationObserver>> generations;
+  for (int i = 0; i < 6; ++i) {
+    const Request request = MakeRequest(10, 100);
+    expected.push_back(ExpectedTokens(request.prompt_token_ids, 100));
+    generations.push_back(SubmitOk(request));
+  }
+  int32_t num_preemptions = 0;
+  for (size_t i = 0; i < generations.size(); ++i) {
+    generations[i]->WaitForEnd();
+    EXPECT_EQ(generations[i]->token_ids(), expected[i]) << "request " << i;
+    num_preemptions += generations[i]->finished()->usage.num_preemptions;
+  }
+  EXPECT_GT(num_preemptions, 0);
+  EXPECT_EQ(observer_.preempted_ids().size(), static_cast<size_t>(num_preemptions));
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_F(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
+  next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : kEos; };
+  engine_->Start();
+  const auto generation = SubmitOk(MakeRequest(4, 100));
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->finished()->reason, FinishReason::kEndOfSequence);
+  EXPECT_EQ(generation->finished()->matched_token_id, kEos);
+  EXPECT_EQ(generation->text(), "aa");
+  EXPECT_THAT(generation->token_ids(), ElementsAre('a', 'a', kEos));
+}
+
+TEST_F(EngineTest, IgnoresTheEndOfSequenceTokenWhereAskedTo) {
+  next_token_ = [](const std::vector<int32_t>&) { return kEos; };
+  engine_->Start();
+  Request request = MakeRequest(4, 5);
+  request.stopping.ignore_eos = true;
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->finished()->reason, FinishReason::kLength);
+  EXPECT_EQ(generation->token_ids().size(), 5u);
+}
+
+TEST_F(EngineTest, EndsAtAStopTokenAndCanShowIt) {
+  next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : '!'; };
+  engine_->Start();
+  Request request = MakeRequest(4, 100);
+  request.stopping.stop_token_ids = {'!'};
+  request.stopping.include_stop_in_output = true;
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->finished()->reason, FinishReason::kStopToken);
+  EXPECT_EQ(generation->text(), "aa!");
+}
+
+TEST_F(EngineTest, EndsAtAStopStringAcrossTokens) {
+  const std::string output = "the end is near";
+  next_token_ = [&output](const std::vector<int32_t>& history) {
+    return static_cast<int32_t>(output[history.size() - 4]);
+  };
+  engine_->Start();
+  Request request = MakeRequest(4, 15);
+  request.stopping.stop_strings = {"end is"};
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->finished()->reason, FinishReason::kStopString);
+  EXPECT_EQ(generation->finished()->matched_stop_string, "end is");
+  EXPECT_EQ(generation->text(), "the ");
+}
+
+TEST_F(EngineTest, PassesTidalModeOnlyBeyondTheBudget) {
+  engine_->Start();
+  Request request = MakeRequest(10, 12);
+  request.attention = {.mode = AttentionMode::kTidal, .selection = {.token_budget = 16}};
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  for (const auto& step : runner_->launched_steps()) {
+    EXPECT_EQ(step[0].mode,
+              step[0].num_context_tokens > 16 ? AttentionMode::kTidal : AttentionMode::kFull);
+  }
+  // Decodes see contexts of 11..21 tokens in 8 layers, 4 of them sparse.
+  int64_t attended = 0;
+  int64_t available = 0;
+  for (int64_t context = 11; context <= 21; ++context) {
+    available += 8 * context;
+    attended += context > 16 ? 4 * context + 4 * 16 : 8 * context;
+  }
+  EXPECT_EQ(generation->finished()->usage.num_available_tokens, available);
+  EXPECT_EQ(generation->finished()->usage.num_attended_tokens, attended);
+}
+
+TEST_F(EngineTest, RefusesWhatCanNeverFitWithNumbers) {
+  EngineOptions options = SmallOptions();
+  options.num_blocks = 10;
+  Reset(options);
+  const auto refused =
+      engine_->Submit(MakeRequest(100, 61), std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("= 161 tokens, more than the 160"));
+  EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kNeverFits));
+}
+
+TEST_F(EngineTest, RunsARequestThatFillsTheWholeCache) {
+  EngineOptions options = SmallOptions();
+  options.num_blocks = 10;
+  Reset(options);
+  engine_->Start();
+  const auto generation = SubmitOk(MakeRequest(100, 60));
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->token_ids().size(), 60u);
+}
+
+TEST_F(EngineTest, RefusesALiveRequestId) {
+  const Request request = MakeRequest(4, 4);
+  const auto first = SubmitOk(request);
+  const auto second = engine_->Submit(request, std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
+  engine_->Start();
+  first->WaitForEnd();
+  SubmitOk(request)->WaitForEnd();
+}
+
+TEST_F(EngineTest, BoundsTheQueueByRequests) {
+  for (int i = 0; i < 16; ++i) SubmitOk(MakeRequest(4, 4));
+  const auto refused =
+      engine_->Submit(MakeRequest(4, 4), std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("16 requests wait, limit 16"));
+  EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kQueuedRequests));
+}
+
+TEST_F(EngineTest, BoundsTheQueueByPromptTokens) {
+  EngineOptions options = SmallOptions();
+  options.max_queued_tokens = 100;
+  Reset(options);
+  SubmitOk(MakeRequest(90, 4));
+  const auto refused =
+      engine_->Submit(MakeRequest(11, 4), std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kQueuedTokens));
+  SubmitOk(MakeRequest(10, 4));
+}
+
+TEST_F(EngineTest, CancelsAQueuedRequest) {
+  RequestTicket ticket = 0;
+  const auto generation = SubmitOk(MakeRequest(4, 4), &ticket);
+  engine_->Cancel(ticket, absl::CancelledError("gone"));
+  engine_->Start();
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->failure().code(), absl::StatusCode::kCancelled);
+  EXPECT_FALSE(generation->started().has_value());
+  EXPECT_EQ(observer_.ended()[0].stage, RequestStage::kQueued);
+}
+
+TEST_F(EngineTest, CancelDuringPrefillFreesBlocksBeforeTheNextStep) {
+  absl::Notification entered;
+  absl::Notification release;
+  BlockFirstStep(&entered, &release);
+  engine_->Start();
+  RequestTicket ticket = 0;
+  const auto generation = SubmitOk(MakeRequest(100, 4), &ticket);
+  entered.WaitForNotification();
+  engine_->Cancel(ticket, absl::CancelledError("gone"));
+  release.Notify();
+  generation->WaitForEnd();
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+  EXPECT_EQ(runner_->launched_steps().size(), 1u);
+  EXPECT_EQ(observer_.ended()[0].stage, RequestStage::kPrefill);
+}
+
+TEST_F(EngineTest, CancelDuringDecodeLeavesOthersAlone) {
+  engine_->Start();
+  const Request other = MakeRequest(4, 300);
+  const std::vector<int32_t> expected = ExpectedTokens(other.prompt_token_ids, 300);
+  const auto kept = SubmitOk(other);
+  RequestTicket ticket = 0;
+  const auto cancelled = SubmitOk(MakeRequest(4, 500), &ticket);
+  cancelled->WaitForTokens(3);
+  engine_->Cancel(ticket, absl::CancelledError("gone"));
+  cancelled->WaitForEnd();
+  kept->WaitForEnd();
+  EXPECT_EQ(kept->token_ids(), expected);
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_F(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
+  absl::Notification entered;
+  absl::Notification release;
+  BlockFirstStep(&entered, &release);
+  engine_->Start();
+  Request request = MakeRequest(100, 4);
+  request.deadline = clock_.Now() + absl::Seconds(5);
+  const auto generation = SubmitOk(request);
+  const auto queued = SubmitOk([&] {
+    Request late = MakeRequest(4, 4);
+    late.deadline = clock_.Now() + absl::Seconds(4);
+    return late;
+  }());
+  entered.WaitForNotification();
+  clock_.Advance(absl::Seconds(6));
+  release.Notify();
+  generation->WaitForEnd();
+  queued->WaitForEnd();
+  EXPECT_EQ(generation->failure().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(queued->failure().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_F(EngineTest, PhasesAddUpToEndToEnd) {
+  runner_->set_on_launch([this](const StepBatch&) {
+    clock_.Advance(absl::Milliseconds(10));
+    return absl::OkStatus();
+  });
+  Request request = MakeRequest(64, 5);
+  clock_.Advance(absl::Milliseconds(3));
+  const auto generation = SubmitOk(request);
+  engine_->Start();
+  generation->WaitForEnd();
+  const Timings timings = generation->finished()->timings;
+  EXPECT_EQ(timings.queue, absl::Milliseconds(3));
+  EXPECT_EQ(timings.prefill, absl::Milliseconds(20));
+  EXPECT_EQ(timings.decode, absl::Milliseconds(40));
+  EXPECT_EQ(timings.end_to_end, timings.queue + timings.prefill + timings.decode);
+  EXPECT_EQ(timings.time_to_first_token, absl::Milliseconds(23));
+  EXPECT_THAT(observer_.times_to_first_token(), ElementsAre(absl::Milliseconds(23)));
+  EXPECT_EQ(observer_.inter_token_latencies(),
+            std::vector<absl::Duration>(4, absl::Milliseconds(10)));
+}
+
+TEST_F(EngineTest, AFaultFailsEveryRequestAndIsReported) {
+  runner_->set_on_launch([](const StepBatch&) { return absl::InternalError("device lost"); });
+  const auto first = SubmitOk(MakeRequest(4, 4));
+  const auto second = SubmitOk(MakeRequest(4, 4));
+  engine_->Start();
+  first->WaitForEnd();
+  second->WaitForEnd();
+  EXPECT_EQ(first->failure().code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(second->failure().message()), HasSubstr("device lost"));
+  engine_->Stop(absl::OkStatus());
+  EXPECT_EQ(observer_.fault().code(), absl::StatusCode::kInternal);
+  EXPECT_FALSE(engine_->health().ok());
+  const auto refused =
+      engine_->Submit(MakeRequest(4, 4), std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(EngineTest, StopFailsWhatIsLiveWithItsReason) {
+  engine_->Start();
+  const auto generation = SubmitOk(MakeRequest(4, 500));
+  generation->WaitForTokens(1);
+  engine_->Stop(absl::UnavailableError("shutting down"));
+  EXPECT_TRUE(generation->has_ended());
+  if (!generation->finished().has_value()) {
+    EXPECT_EQ(generation->failure().code(), absl::StatusCode::kUnavailable);
+  }
+  const auto refused =
+      engine_->Submit(MakeRequest(4, 4), std::make_shared<RecordingGenerationObserver>());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineTest, WaitUntilIdleTimesOutWhileARequestLives) {
+  SubmitOk(MakeRequest(4, 4));
+  EXPECT_FALSE(engine_->WaitUntilIdle(absl::Milliseconds(1)));
+}
+
+// Threads that submit and cancel at random: every request ends once, and nothing is left behind.
+TEST_F(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
+  EngineOptions options = SmallOptions();
+  options.num_blocks = 24;
+  options.max_model_len = 200;
+  Reset(options);
+  engine_->Start();
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([this, thread] {
+      std::mt19937 random(static_cast<uint32_t>(thread));
+      for (int i = 0; i < 100; ++i) {
+        Request request;
+        request.id = absl::StrCat(thread, "-", i);
+        request.prompt_token_ids.assign(1 + random() % 100, static_cast<int32_t>(random() % 256));
+        request.stopping.max_new_tokens = static_cast<int32_t>(1 + random() % 90);
+        request.arrival_time = clock_.Now();
+        const auto expected =
+            ExpectedTokens(request.prompt_token_ids, request.stopping.max_new_tokens);
+        const auto observer = std::make_shared<RecordingGenerationObserver>();
+        const auto ticket = engine_->Submit(request, observer);
+        ASSERT_TRUE(ticket.ok()) << ticket.status();
+        const bool cancels = random() % 3 == 0;
+        if (cancels) {
+          if (random() % 2 == 0) observer->WaitForTokens(1);
+          engine_->Cancel(*ticket, absl::CancelledError("gone"));
+        }
+        observer->WaitForEnd();
+        if (observer->finished().has_value()) {
+          EXPECT_EQ(observer->token_ids(), expected);
+        } else {
+          EXPECT_TRUE(cancels);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(engine_->WaitUntilIdle(absl::InfiniteDuration()));
+  const EngineLoad load = observer_.load();
+  EXPECT_EQ(load.num_used_blocks, 0);
+  EXPECT_EQ(load.num_running_requests, 0);
+  EXPECT_EQ(load.num_waiting_requests, 0);
+  EXPECT_EQ(load.num_waiting_prompt_tokens, 0);
+  EXPECT_EQ(observer_.ended().size(), 400u);
+}
+
+}  // namespace
+}  // namespace tidal
