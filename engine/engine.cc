@@ -58,7 +58,7 @@ void Engine::Start() {
 
 absl::StatusOr<RequestTicket> Engine::Submit(Request request,
                                              std::shared_ptr<GenerationObserver> observer) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   TIDAL_RETURN_IF_ERROR(CheckAdmission(request));
   const RequestTicket ticket = ++last_ticket_;
   const auto num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
@@ -68,6 +68,7 @@ absl::StatusOr<RequestTicket> Engine::Submit(Request request,
   ++load_.num_waiting_requests;
   load_.num_waiting_prompt_tokens += num_prompt_tokens;
   observer_->OnLoadChanged(load_);
+  inbox_filled_.notify_one();
   return ticket;
 }
 
@@ -115,30 +116,33 @@ absl::Status Engine::CheckAdmission(const Request& request) {
 }
 
 void Engine::Cancel(RequestTicket ticket, absl::Status reason) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   inbox_.cancellations.push_back({ticket, std::move(reason)});
+  inbox_filled_.notify_one();
 }
 
 bool Engine::WaitUntilIdle(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithTimeout(
-      absl::Condition(
-          +[](absl::flat_hash_set<std::string>* live_ids) { return live_ids->empty(); },
-          &live_ids_),
-      timeout);
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto is_idle = [this] { return live_ids_.empty(); };
+  if (timeout == absl::InfiniteDuration()) {
+    became_idle_.wait(lock, is_idle);
+    return true;
+  }
+  return became_idle_.wait_for(lock, absl::ToChronoNanoseconds(timeout), is_idle);
 }
 
 void Engine::Stop(absl::Status reason) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_.ok()) closed_ = reason;
     if (!inbox_.stop_reason.has_value()) inbox_.stop_reason = std::move(reason);
+    inbox_filled_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
 }
 
 EngineLoad Engine::load() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return load_;
 }
 
@@ -147,7 +151,7 @@ absl::Time Engine::last_progress() const {
 }
 
 absl::Status Engine::health() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return health_;
 }
 
@@ -175,7 +179,7 @@ void Engine::Run() {
   const absl::Status closed =
       absl::InternalError(absl::StrCat("the engine has failed: ", fault.message()));
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     closed_ = closed;
     health_ = closed;
   }
@@ -184,10 +188,9 @@ void Engine::Run() {
 }
 
 Engine::Inbox Engine::TakeInbox() {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
   if (sequences_.empty()) {
-    mutex_.Await(absl::Condition(
-        +[](Inbox* inbox) { return !inbox->empty(); }, &inbox_));
+    inbox_filled_.wait(lock, [this] { return !inbox_.empty(); });
     MarkProgress();
   }
   return std::exchange(inbox_, Inbox{});
@@ -408,8 +411,9 @@ std::unique_ptr<Sequence> Engine::Retire(Sequence* sequence, RequestReport* repo
   scheduler_.Remove(sequence);
   auto node = sequences_.extract(sequence->ticket);
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     live_ids_.erase(sequence->request.id);
+    if (live_ids_.empty()) became_idle_.notify_all();
   }
   // Before the owner hears of it, so that what it sees afterwards is true.
   PublishLoad();
@@ -419,7 +423,7 @@ std::unique_ptr<Sequence> Engine::Retire(Sequence* sequence, RequestReport* repo
 void Engine::FailAll(const absl::Status& reason) {
   Inbox rest;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     rest = std::exchange(inbox_, Inbox{});
   }
   for (Submission& submission : rest.submissions) Accept(std::move(submission));
@@ -427,7 +431,7 @@ void Engine::FailAll(const absl::Status& reason) {
 }
 
 void Engine::PublishLoad() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   load_ = {.num_running_requests = scheduler_.num_running(),
            .num_waiting_requests =
                scheduler_.num_waiting() + static_cast<int32_t>(inbox_.submissions.size()),

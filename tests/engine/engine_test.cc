@@ -3,13 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <latch>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "tests/engine/fake_clock.h"
 #include "tests/engine/fake_model_runner.h"
 #include "tests/engine/fake_tokenizer.h"
@@ -84,11 +85,11 @@ class EngineTest : public ::testing::Test {
   }
 
   // Holds the engine in its first step until released.
-  void BlockFirstStep(absl::Notification* entered, absl::Notification* release) {
+  void BlockFirstStep(std::latch* entered, std::latch* release) {
     runner_->set_on_launch([entered, release](const StepBatch&) {
-      if (!entered->HasBeenNotified()) {
-        entered->Notify();
-        release->WaitForNotification();
+      if (!entered->try_wait()) {
+        entered->count_down();
+        release->wait();
       }
       return absl::OkStatus();
     });
@@ -300,15 +301,15 @@ TEST_F(EngineTest, CancelsAQueuedRequest) {
 }
 
 TEST_F(EngineTest, CancelDuringPrefillFreesBlocksBeforeTheNextStep) {
-  absl::Notification entered;
-  absl::Notification release;
+  std::latch entered(1);
+  std::latch release(1);
   BlockFirstStep(&entered, &release);
   engine_->Start();
   RequestTicket ticket = 0;
   const auto generation = SubmitOk(MakeRequest(100, 4), &ticket);
-  entered.WaitForNotification();
+  entered.wait();
   engine_->Cancel(ticket, absl::CancelledError("gone"));
-  release.Notify();
+  release.count_down();
   generation->WaitForEnd();
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
   EXPECT_EQ(runner_->launched_steps().size(), 1u);
@@ -331,8 +332,8 @@ TEST_F(EngineTest, CancelDuringDecodeLeavesOthersAlone) {
 }
 
 TEST_F(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
-  absl::Notification entered;
-  absl::Notification release;
+  std::latch entered(1);
+  std::latch release(1);
   BlockFirstStep(&entered, &release);
   engine_->Start();
   Request request = MakeRequest(100, 4);
@@ -343,9 +344,9 @@ TEST_F(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
     late.deadline = clock_.Now() + absl::Seconds(4);
     return late;
   }());
-  entered.WaitForNotification();
+  entered.wait();
   clock_.Advance(absl::Seconds(6));
-  release.Notify();
+  release.count_down();
   generation->WaitForEnd();
   queued->WaitForEnd();
   EXPECT_EQ(generation->failure().code(), absl::StatusCode::kDeadlineExceeded);
@@ -396,7 +397,7 @@ TEST_F(EngineTest, StopFailsWhatIsLiveWithItsReason) {
   const auto generation = SubmitOk(MakeRequest(4, 500));
   generation->WaitForTokens(1);
   engine_->Stop(absl::UnavailableError("shutting down"));
-  EXPECT_TRUE(generation->has_ended());
+  EXPECT_TRUE(generation->num_endings() == 1);
   if (!generation->finished().has_value()) {
     EXPECT_EQ(generation->failure().code(), absl::StatusCode::kUnavailable);
   }
@@ -438,6 +439,7 @@ TEST_F(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
           engine_->Cancel(*ticket, absl::CancelledError("gone"));
         }
         observer->WaitForEnd();
+        EXPECT_EQ(observer->num_endings(), 1);
         if (observer->finished().has_value()) {
           EXPECT_EQ(observer->token_ids(), expected);
         } else {
