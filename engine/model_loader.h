@@ -33,7 +33,7 @@ struct ModelLoadOptions {
   int32_t max_running_requests = 0;
   int64_t kv_cache_memory_bytes = 0;      // 0 = by kv_cache_memory_fraction
   double kv_cache_memory_fraction = 0.5;  // of what is free once weights and workspaces are there
-  LayerPlanOptions layer_plan;
+  LayerPlanOptions layer_plan = {};
 };
 
 struct ServingModel {

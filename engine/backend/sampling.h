@@ -38,9 +38,9 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // [-2, 2]
   float frequency_penalty = 0.0f;   // [-2, 2]
   uint64_t seed = 0;
-  std::vector<LogitBias> logit_bias;
+  std::vector<LogitBias> logit_bias = {};
   int32_t min_new_tokens = 0;
-  std::vector<int32_t> suppressed_token_ids;  // end-of-sequence and stop tokens
+  std::vector<int32_t> suppressed_token_ids = {};  // end-of-sequence and stop tokens
   bool return_logprobs = false;
   int32_t num_top_logprobs = 0;  // 0..kMaxTopLogprobs, besides the drawn token's own
 };
@@ -55,8 +55,8 @@ struct TokenLogprob {
 // One drawn token.
 struct SampledToken {
   int32_t token_id = 0;
-  float logprob = 0.0f;                    // valid where return_logprobs was asked for
-  std::vector<TokenLogprob> top_logprobs;  // [num_top_logprobs], most probable first
+  float logprob = 0.0f;                         // valid where return_logprobs was asked for
+  std::vector<TokenLogprob> top_logprobs = {};  // [num_top_logprobs], most probable first
 };
 
 }  // namespace tidal

@@ -25,7 +25,7 @@ struct SequenceChunk {
   absl::Span<const int32_t> block_table;
   // kTidal and kQuest only for chunks of one token whose context exceeds selection.token_budget.
   AttentionMode mode = AttentionMode::kFull;
-  Selection selection;
+  Selection selection = {};
   // The sequence's sampler (Backend::BindSampler), 0..max_batch_sequences - 1; no two chunks of a
   // step share one.
   int32_t sampler_slot = 0;

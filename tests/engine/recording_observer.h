@@ -27,7 +27,7 @@ class RecordingGenerationObserver : public GenerationObserver {
   void OnDelta(GenerationDelta delta) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     text_ += delta.text;
-    for (const SampledToken& token : delta.tokens) token_ids_.push_back(token.token_id);
+    tokens_.insert(tokens_.end(), delta.tokens.begin(), delta.tokens.end());
     changed_.notify_all();
   }
   void OnFinished(const GenerationFinished& finished) override {
@@ -50,7 +50,7 @@ class RecordingGenerationObserver : public GenerationObserver {
   // Or for the end, where that comes first.
   void WaitForTokens(size_t count) const {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return token_ids_.size() >= count || num_endings_ > 0; });
+    changed_.wait(lock, [&] { return tokens_.size() >= count || num_endings_ > 0; });
   }
   // How often the engine has ended this request; once is right.
   int num_endings() const {
@@ -72,7 +72,15 @@ class RecordingGenerationObserver : public GenerationObserver {
   }
   std::vector<int32_t> token_ids() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return token_ids_;
+    std::vector<int32_t> token_ids;
+    for (const SampledToken& token : tokens_) token_ids.push_back(token.token_id);
+    return token_ids;
+  }
+  std::vector<float> logprobs() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<float> logprobs;
+    for (const SampledToken& token : tokens_) logprobs.push_back(token.logprob);
+    return logprobs;
   }
   std::optional<GenerationFinished> finished() const {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -88,7 +96,7 @@ class RecordingGenerationObserver : public GenerationObserver {
   std::optional<GenerationStarted> started_ ABSL_GUARDED_BY(mutex_);
   std::vector<int32_t> progress_ ABSL_GUARDED_BY(mutex_);
   std::string text_ ABSL_GUARDED_BY(mutex_);
-  std::vector<int32_t> token_ids_ ABSL_GUARDED_BY(mutex_);
+  std::vector<SampledToken> tokens_ ABSL_GUARDED_BY(mutex_);
   std::optional<GenerationFinished> finished_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   int num_endings_ ABSL_GUARDED_BY(mutex_) = 0;
