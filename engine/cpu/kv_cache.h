@@ -1,0 +1,50 @@
+// The KV cache: one float32 array [layer][block][K|V][kv_head][16 tokens][head_dim]. A slot is a
+// token's place, block * kBlockSize + offset. Written by AttentionInput, read by attention; the
+// stages' order keeps them apart.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "engine/backend/attention.h"
+#include "engine/backend/model_shape.h"
+#include "engine/cpu/arena.h"
+#include "engine/cpu/kernels.h"
+
+namespace tidal::cpu {
+
+class KvCache {
+ public:
+  explicit KvCache(const ModelShape& shape);
+
+  // Bytes of one block in all layers.
+  int64_t block_size_bytes() const;
+
+  // INVALID_ARGUMENT for a count below 1 or a second call, RESOURCE_EXHAUSTED where it does not
+  // fit.
+  absl::Status Allocate(int32_t num_blocks);
+
+  int32_t num_blocks() const { return num_blocks_; }
+  int64_t size_bytes() const { return num_blocks_ * block_size_bytes(); }
+
+  // Writes a token's keys and values, [num_kv_heads][head_dim] each.
+  void Write(int32_t layer, int32_t slot, const float* keys, const float* values);
+
+  KvHeadView Head(int32_t layer, int32_t kv_head) const;
+
+ private:
+  int64_t head_floats() const { return int64_t{kBlockSize} * head_dim_; }
+  int64_t value_offset() const { return num_kv_heads_ * head_floats(); }
+  int64_t block_floats() const { return 2 * value_offset(); }
+  int64_t layer_floats() const { return num_blocks_ * block_floats(); }
+
+  int32_t num_layers_;
+  int32_t num_kv_heads_;
+  int32_t head_dim_;
+  int32_t num_blocks_ = 0;
+  Arena arena_;
+  absl::Span<float> floats_;
+};
+
+}  // namespace tidal::cpu
