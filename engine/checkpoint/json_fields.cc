@@ -1,7 +1,5 @@
 #include "engine/checkpoint/json_fields.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
 
