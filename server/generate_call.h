@@ -1,0 +1,102 @@
+// What the unary and the streaming Generate share: from the message to the engine, cancelling, and
+// the line in the log. One for each call; the reactors own it.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "engine/engine.h"
+#include "engine/generation_observer.h"
+#include "server/lifecycle.h"
+#include "server/request_validation.h"
+#include "tidal/inference/v1/inference.pb.h"
+
+namespace tidal::server {
+
+// What gRPC says of a call.
+struct CallInfo {
+  const char* method = "";
+  std::string peer;
+  std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();
+};
+
+struct GenerateOptions {
+  int64_t max_pending_response_bytes = 4 << 20;  // of a stream's slow reader
+  int64_t max_unary_response_bytes = 64 << 20;
+  bool log_prompts = false;
+};
+
+class GenerateCall {
+ public:
+  GenerateCall(CallInfo info, const GenerateOptions& options, absl::StatusOr<ActiveCall> admission);
+
+  // Validates and queues the request. Where that fails, `observer` hears nothing of it.
+  // To be called once, before anything but Cancel.
+  template <typename Message>
+  absl::Status Submit(const Message& message, std::shared_ptr<GenerationObserver> observer) {
+    if (!admission_.ok()) return admission_.status();
+    absl::StatusOr<Request> request = ValidateGenerate(message, state().validation, NewIdentity());
+    if (!request.ok()) return request.status();
+    if (options_.log_prompts && message.has_text()) prompt_text_ = message.text();
+    return SubmitRequest(*std::move(request), std::move(observer));
+  }
+
+  // Ends the generation with `reason`, now or as soon as it is submitted. Any thread.
+  void Cancel(absl::Status reason);
+  // gRPC says that the client has gone or that its deadline has passed. Any thread.
+  void CancelByClient();
+
+  // The last events, noted for the log. Engine thread.
+  void NoteDelta(const GenerationDelta& delta);
+  void NoteFinished(const GenerationFinished& finished) { finished_ = finished; }
+
+  // Once, when nothing happens any more.
+  void LogEnd() const;
+  void set_final_status(absl::Status status) { final_status_ = std::move(status); }
+
+  // Valid once Submit has handed the request to the engine, that is, in every observer's method.
+  const ServingState& state() const { return admission_->state(); }
+  const std::string& request_id() const { return request_id_; }
+  uint64_t seed() const { return seed_; }
+  bool returns_logprobs() const { return returns_logprobs_; }
+  inference::v1::EffectiveAttention effective_attention() const;
+
+  const GenerateOptions& options() const { return options_; }
+
+ private:
+  static RequestIdentity NewIdentity();
+  absl::Status SubmitRequest(Request request, std::shared_ptr<GenerationObserver> observer);
+  absl::Time EngineDeadline() const;
+
+  const CallInfo info_;
+  const GenerateOptions options_;
+  const absl::StatusOr<ActiveCall> admission_;
+  const absl::Time arrival_time_;  // by the engine's clock; meaningless where not admitted
+
+  // Written before the engine knows the request.
+  std::string request_id_;
+  std::string prompt_text_;  // only with log_prompts
+  uint64_t seed_ = 0;
+  bool returns_logprobs_ = false;
+  int32_t num_prompt_tokens_ = 0;
+  AttentionOptions attention_;
+
+  // Written by the engine thread, read after the end.
+  int32_t num_generated_tokens_ = 0;
+  std::optional<GenerationFinished> finished_;
+  absl::Status final_status_;
+
+  absl::Mutex mutex_;
+  std::optional<RequestTicket> ticket_ ABSL_GUARDED_BY(mutex_);
+  std::optional<absl::Status> early_cancellation_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tidal::server

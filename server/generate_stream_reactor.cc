@@ -1,0 +1,206 @@
+#include "server/generate_stream_reactor.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/proto_conversion.h"
+#include "server/status_mapping.h"
+
+namespace tidal::server {
+
+GenerateStreamReactor* GenerateStreamReactor::Start(CallInfo info, const GenerateOptions& options,
+                                                    absl::StatusOr<ActiveCall> admission,
+                                                    const api::GenerateStreamRequest& request) {
+  const std::shared_ptr<GenerateStreamReactor> reactor(
+      new GenerateStreamReactor(std::move(info), options, std::move(admission)));
+  reactor->self_ = reactor;
+  if (const absl::Status status = reactor->call_.Submit(request, reactor); !status.ok()) {
+    reactor->OnFailed(status);
+  }
+  return reactor.get();  // OnDone, which lets go of it, comes after gRPC has got it
+}
+
+GenerateStreamReactor::GenerateStreamReactor(CallInfo info, const GenerateOptions& options,
+                                             absl::StatusOr<ActiveCall> admission)
+    : call_(std::move(info), options, std::move(admission)) {}
+
+// --- gRPC's threads
+// -------------------------------------------------------------------------------
+
+void GenerateStreamReactor::OnWriteDone(bool ok) {
+  Action action = Action::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    is_busy_ = false;
+    if (!ok) Discard(absl::CancelledError("the client has cancelled the call, or is gone"));
+    action = TakeNext();
+  }
+  if (!ok) call_.CancelByClient();
+  Perform(action);
+}
+
+void GenerateStreamReactor::OnCancel() { call_.CancelByClient(); }
+
+void GenerateStreamReactor::OnDone() {
+  call_.LogEnd();
+  // Destroyed here, or by the engine thread on its way out of the last of its calls.
+  const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
+}
+
+// --- Engine thread
+// --------------------------------------------------------------------------------
+
+void GenerateStreamReactor::OnStarted(const GenerationStarted& started) {
+  Response::Started event;
+  event.set_request_id(call_.request_id());
+  event.set_prompt_tokens(started.num_prompt_tokens);
+  event.set_cached_prompt_tokens(started.num_cached_prompt_tokens);
+  *event.mutable_attention() = call_.effective_attention();
+  event.set_seed(call_.seed());
+  Action action = Action::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    pending_started_ = std::move(event);
+    action = TakeNext();
+  }
+  Perform(action);
+}
+
+void GenerateStreamReactor::OnProgress(int32_t num_prefilled_tokens, int32_t num_total_tokens) {
+  Response::Progress event;
+  event.set_prefilled_tokens(num_prefilled_tokens);
+  event.set_total_tokens(num_total_tokens);
+  Action action = Action::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    pending_progress_ = std::move(event);
+    action = TakeNext();
+  }
+  Perform(action);
+}
+
+void GenerateStreamReactor::OnDelta(GenerationDelta delta) {
+  call_.NoteDelta(delta);
+  const bool with_logprobs = call_.returns_logprobs();
+  const int64_t num_bytes = WireBytes(delta, with_logprobs);
+  const int64_t max_bytes = call_.options().max_pending_response_bytes;
+  Action action = Action::kNone;
+  absl::Status too_slow;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (discard_reason_.has_value()) return;
+    if (num_pending_bytes_ + num_bytes > max_bytes && is_busy_) {
+      too_slow = absl::ResourceExhaustedError(absl::StrCat(
+          "the stream is read too slowly: more than ", max_bytes, " bytes of output are pending"));
+      Discard(too_slow);
+    } else {
+      AppendDelta(delta, with_logprobs, call_.state().tokenizer, &pending_delta_);
+      has_pending_delta_ = true;
+      num_pending_bytes_ += num_bytes;
+      action = TakeNext();
+    }
+  }
+  if (!too_slow.ok()) call_.Cancel(too_slow);
+  Perform(action);
+}
+
+void GenerateStreamReactor::OnFinished(const GenerationFinished& finished) {
+  call_.NoteFinished(finished);
+  Response::Finished event;
+  event.set_finish_reason(ToProto(finished.reason));
+  api::MatchedStop matched_stop;
+  if (MatchedStopToProto(finished, &matched_stop)) *event.mutable_matched_stop() = matched_stop;
+  *event.mutable_usage() = ToProto(finished.usage);
+  *event.mutable_timings() = ToProto(finished.timings);
+  Action action = Action::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (discard_reason_.has_value()) {
+      end_ = *discard_reason_;  // its cancellation has come too late
+      call_.set_final_status(*end_);
+    } else {
+      end_ = absl::OkStatus();
+      pending_finished_ = std::move(event);
+    }
+    action = TakeNext();
+  }
+  Perform(action);
+}
+
+void GenerateStreamReactor::OnFailed(const absl::Status& status) {
+  call_.set_final_status(status);
+  Action action = Action::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    end_ = status;
+    action = TakeNext();
+  }
+  Perform(action);
+}
+
+// --- Both
+// -----------------------------------------------------------------------------------------
+
+GenerateStreamReactor::Action GenerateStreamReactor::TakeNext() {
+  if (is_busy_) return Action::kNone;
+  is_busy_ = true;
+  if (!discard_reason_.has_value()) {
+    if (pending_started_.has_value()) {
+      response_.mutable_started()->Swap(&*pending_started_);
+      pending_started_.reset();
+      return Action::kWrite;
+    }
+    if (pending_progress_.has_value()) {
+      response_.mutable_progress()->Swap(&*pending_progress_);
+      pending_progress_.reset();
+      return Action::kWrite;
+    }
+    if (has_pending_delta_) {
+      // The buffers change places, and each keeps its capacity.
+      response_.mutable_delta()->Swap(&pending_delta_);
+      pending_delta_.Clear();
+      has_pending_delta_ = false;
+      num_pending_bytes_ = 0;
+      return Action::kWrite;
+    }
+    if (pending_finished_.has_value()) {
+      response_.mutable_finished()->Swap(&*pending_finished_);
+      pending_finished_.reset();
+      return Action::kWriteAndFinish;
+    }
+  }
+  if (end_.has_value()) return Action::kFinish;
+  is_busy_ = false;
+  return Action::kNone;
+}
+
+void GenerateStreamReactor::Perform(Action action) {
+  switch (action) {
+    case Action::kNone:
+      return;
+    case Action::kWrite:
+      return StartWrite(&response_);
+    case Action::kWriteAndFinish:
+      return StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
+    case Action::kFinish: {
+      grpc::Status status;
+      {
+        absl::MutexLock lock(&mutex_);
+        status = ToGrpcStatus(*end_);
+      }
+      return Finish(std::move(status));
+    }
+  }
+}
+
+void GenerateStreamReactor::Discard(absl::Status reason) {
+  discard_reason_ = std::move(reason);
+  pending_started_.reset();
+  pending_progress_.reset();
+  Response::Delta().Swap(&pending_delta_);  // gives its memory back
+  has_pending_delta_ = false;
+  num_pending_bytes_ = 0;
+  pending_finished_.reset();
+}
+
+}  // namespace tidal::server

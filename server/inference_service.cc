@@ -1,0 +1,90 @@
+#include "server/inference_service.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/backend/status_macros.h"
+#include "server/generate_stream_reactor.h"
+#include "server/generate_unary_reactor.h"
+#include "server/request_validation.h"
+#include "server/status_mapping.h"
+
+namespace tidal::server {
+namespace {
+
+namespace api = ::tidal::inference::v1;
+
+CallInfo InfoOf(const grpc::CallbackServerContext& context, const char* method) {
+  return {.method = method, .peer = context.peer(), .deadline = context.deadline()};
+}
+
+absl::Status TokenizeText(const api::TokenizeRequest& request, const ServingState& state,
+                          api::TokenizeResponse* response) {
+  TIDAL_RETURN_IF_ERROR(ValidateTokenize(request, state.validation));
+  EncodeOptions options;
+  if (request.has_add_special_tokens()) options.add_special_tokens = request.add_special_tokens();
+  TIDAL_ASSIGN_OR_RETURN(const std::vector<int32_t> token_ids,
+                         state.tokenizer->Encode(request.text(), options));
+  response->mutable_token_ids()->Add(token_ids.begin(), token_ids.end());
+  for (const int32_t token_id : token_ids) {
+    response->add_tokens(std::string(state.tokenizer->TokenBytes(token_id)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DetokenizeIds(const api::DetokenizeRequest& request, const ServingState& state,
+                           api::DetokenizeResponse* response) {
+  TIDAL_RETURN_IF_ERROR(ValidateDetokenize(request, state.validation));
+  const bool skip_special_tokens =
+      !request.has_skip_special_tokens() || request.skip_special_tokens();
+  TIDAL_ASSIGN_OR_RETURN(*response->mutable_text(),
+                         state.tokenizer->Decode(request.token_ids(), skip_special_tokens));
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context,
+                                    const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+}  // namespace
+
+absl::StatusOr<ActiveCall> AdmitCall(Lifecycle* lifecycle, PrometheusMetrics* metrics) {
+  absl::StatusOr<ActiveCall> admission = lifecycle->Admit();
+  if (!admission.ok()) metrics->CountRefusal(lifecycle->phase());
+  return admission;
+}
+
+grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerContext* context,
+                                                         const api::GenerateRequest* request,
+                                                         api::GenerateResponse* response) {
+  return GenerateUnaryReactor::Start(InfoOf(*context, "Generate"), options_,
+                                     AdmitCall(lifecycle_, metrics_), *request, response);
+}
+
+grpc::ServerWriteReactor<api::GenerateStreamResponse>* InferenceServiceImpl::GenerateStream(
+    grpc::CallbackServerContext* context, const api::GenerateStreamRequest* request) {
+  return GenerateStreamReactor::Start(InfoOf(*context, "GenerateStream"), options_,
+                                      AdmitCall(lifecycle_, metrics_), *request);
+}
+
+grpc::ServerUnaryReactor* InferenceServiceImpl::Tokenize(grpc::CallbackServerContext* context,
+                                                         const api::TokenizeRequest* request,
+                                                         api::TokenizeResponse* response) {
+  const absl::StatusOr<ActiveCall> call = AdmitCall(lifecycle_, metrics_);
+  return FinishNow(context,
+                   call.ok() ? TokenizeText(*request, call->state(), response) : call.status());
+}
+
+grpc::ServerUnaryReactor* InferenceServiceImpl::Detokenize(grpc::CallbackServerContext* context,
+                                                           const api::DetokenizeRequest* request,
+                                                           api::DetokenizeResponse* response) {
+  const absl::StatusOr<ActiveCall> call = AdmitCall(lifecycle_, metrics_);
+  return FinishNow(context,
+                   call.ok() ? DetokenizeIds(*request, call->state(), response) : call.status());
+}
+
+}  // namespace tidal::server

@@ -1,0 +1,60 @@
+#include "server/rpc_counter.h"
+
+#include <google/protobuf/descriptor.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "tidal/inference/v1/inference.pb.h"
+#include "tidal/inference/v1/model.pb.h"
+
+namespace tidal::server {
+namespace {
+
+using grpc::experimental::InterceptionHookPoints;
+using grpc::experimental::InterceptorBatchMethods;
+
+class RpcCounter : public grpc::experimental::Interceptor {
+ public:
+  explicit RpcCounter(const PrometheusMetrics::RpcCounters* counters) : counters_(counters) {}
+
+  void Intercept(InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
+      const auto code = static_cast<size_t>(methods->GetSendStatus().error_code());
+      if (code < counters_->size()) (*counters_)[code]->Increment();
+    }
+    methods->Proceed();
+  }
+
+ private:
+  const PrometheusMetrics::RpcCounters* counters_;
+};
+
+void AppendMethods(const google::protobuf::ServiceDescriptor* service,
+                   std::vector<std::string>* methods) {
+  for (int i = 0; i < service->method_count(); ++i) {
+    methods->push_back(absl::StrCat(service->full_name(), "/", service->method(i)->name()));
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> ServedMethods() {
+  std::vector<std::string> methods = {
+      "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch",
+      "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
+  AppendMethods(
+      inference::v1::GenerateRequest::descriptor()->file()->FindServiceByName("InferenceService"),
+      &methods);
+  AppendMethods(
+      inference::v1::GetModelInfoRequest::descriptor()->file()->FindServiceByName("ModelService"),
+      &methods);
+  return methods;
+}
+
+grpc::experimental::Interceptor* RpcCounterFactory::CreateServerInterceptor(
+    grpc::experimental::ServerRpcInfo* rpc) {
+  const std::string method(absl::StripPrefix(rpc->method(), "/"));
+  return new RpcCounter(&metrics_->rpc_counters(method));  // gRPC takes it over
+}
+
+}  // namespace tidal::server
