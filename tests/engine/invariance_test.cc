@@ -132,7 +132,7 @@ TEST(PreemptionInvarianceTest, PreemptionChangesNoTokens) {
     subject.sampling.temperature = temperature;
     const Outcome alone = RunUnder({.name = "alone"}, subject);
     const Outcome preempted =
-        RunUnder({.name = "short of blocks", .num_blocks = 40, .num_neighbours = 3}, subject);
+        RunUnder({.name = "short of blocks", .num_blocks = 26, .num_neighbours = 3}, subject);
     EXPECT_EQ(alone.num_preemptions, 0);
     EXPECT_GT(preempted.num_preemptions, 0);
     EXPECT_EQ(preempted.token_ids, alone.token_ids);
