@@ -1,0 +1,141 @@
+#include "engine/model_loader.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/engine/checkpoint/temp_directory.h"
+
+namespace tidal {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Message(const absl::StatusOr<ServingModel>& model) {
+  return std::string(model.status().message());
+}
+
+// A directory with nothing but a config.json, for --load_format=dummy.
+class ModelLoaderTest : public ::testing::Test {
+ protected:
+  ModelLoaderTest() { WriteConfig(""); }
+
+  void WriteConfig(const std::string& more_fields) {
+    directory_.Write(
+        "config.json",
+        std::string(
+            R"({"architectures": ["MistralForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4,
+               "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
+               "vocab_size": 100, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+               "hidden_act": "silu", "rope_theta": 10000.0)") +
+            (more_fields.empty() ? R"(, "sliding_window": null)" : more_fields) + "}");
+  }
+
+  ModelLoadOptions Options() const {
+    return {.model_path = directory_.path(),
+            .load_format = LoadFormat::kDummy,
+            .cpu_threads = 1,
+            .max_batch_tokens = 32,
+            .max_running_requests = 4,
+            .kv_cache_memory_bytes = 8 << 20};
+  }
+
+  TempDirectory directory_;
+};
+
+// K and V of 4 layers, 2 heads of 32, float32.
+constexpr int64_t kBytesPerToken = 4 * 2 * 2 * 32 * 4;
+
+TEST_F(ModelLoaderTest, LoadsADummyFromItsConfigAlone) {
+  const auto model = LoadServingModel(Options());
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_TRUE(directory_.path().ends_with("/" + model->name));
+  EXPECT_EQ(model->tokenizer, nullptr);
+  EXPECT_EQ(model->max_model_len, 1024);
+  EXPECT_EQ(model->plan.LayersWithRole(LayerRole::kSelect).size(), 2u);
+  EXPECT_EQ(model->backend->memory_use().kv_cache_bytes,
+            model->num_blocks * model->backend->kv_block_size_bytes());
+}
+
+TEST_F(ModelLoaderTest, TakesNoMoreCacheThanTheRunningRequestsCouldFill) {
+  const auto model = LoadServingModel(Options());
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->num_blocks, 4 * 1024 / kBlockSize);
+}
+
+TEST_F(ModelLoaderTest, ServesWhatTheCacheHoldsWhereThatIsLess) {
+  ModelLoadOptions options = Options();
+  options.kv_cache_memory_bytes = 200 * kBytesPerToken;
+  const auto model = LoadServingModel(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->max_model_len, 192);
+}
+
+TEST_F(ModelLoaderTest, NamesTheBytesAndTheLongestContextWhereTheCacheDoesNotFit) {
+  ModelLoadOptions options = Options();
+  options.kv_cache_memory_bytes = 200 * kBytesPerToken;
+  options.max_model_len = 1000;
+  const auto model = LoadServingModel(options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(model), HasSubstr("1000 tokens needs 2064384 bytes"));
+  EXPECT_THAT(Message(model), HasSubstr("longest context that fits is 192 tokens"));
+}
+
+TEST_F(ModelLoaderTest, RefusesACacheLargerThanTheMemory) {
+  ModelLoadOptions options = Options();
+  options.max_running_requests = 32;
+  options.kv_cache_memory_bytes = int64_t{1} << 60;
+  const auto model = LoadServingModel(options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(model), HasSubstr("bytes available"));
+}
+
+TEST_F(ModelLoaderTest, RefusesContextsLongerThanTheModels) {
+  ModelLoadOptions options = Options();
+  options.max_model_len = 1025;
+  const auto model = LoadServingModel(options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(model), HasSubstr("max_model_len: 1025 is more than the checkpoint's 1024"));
+}
+
+TEST_F(ModelLoaderTest, RefusesContextsBeyondTheSlidingWindow) {
+  WriteConfig(R"(, "sliding_window": 256)");
+  ModelLoadOptions options = Options();
+  auto model = LoadServingModel(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->max_model_len, 256);
+  options.max_model_len = 257;
+  model = LoadServingModel(options);
+  EXPECT_THAT(Message(model), HasSubstr("sliding window"));
+}
+
+TEST_F(ModelLoaderTest, RefusesMoreRequestsThanAStepHasTokens) {
+  ModelLoadOptions options = Options();
+  options.max_running_requests = 33;
+  EXPECT_THAT(Message(LoadServingModel(options)),
+              HasSubstr("max_running_requests: 33 is not in 1..32"));
+}
+
+TEST_F(ModelLoaderTest, RefusesADeviceThatThisBuildLacks) {
+  ModelLoadOptions options = Options();
+  options.device = Device::kCuda;
+  const auto model = LoadServingModel(options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(Message(model), HasSubstr("device: cuda"));
+}
+
+TEST_F(ModelLoaderTest, NeedsATokenizerUnlessItIsADummy) {
+  ModelLoadOptions options = Options();
+  options.load_format = LoadFormat::kAuto;
+  EXPECT_EQ(LoadServingModel(options).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ModelLoaderTest, RefusesALayerPlanThatDoesNotSuitTheModel) {
+  ModelLoadOptions options = Options();
+  options.layer_plan.selection_layers = {{2, 4}};
+  EXPECT_THAT(Message(LoadServingModel(options)), HasSubstr("layer 4 is not in 0..3"));
+}
+
+}  // namespace
+}  // namespace tidal
