@@ -166,7 +166,7 @@ void AddGenerateFlags(FlagSet& flags, GenerateFlags* values) {
   flags.Add("num_top_logprobs", &values->num_top_logprobs, "N",
             "log-probabilities of each token and N others (printed with --json)");
   flags.Add("skip_special_tokens", &values->skip_special_tokens, "",
-            "leave special tokens out of the text");
+            "leave special tokens out of the text; on by default");
   flags.Add("priority", &values->priority, "N", "higher ones leave the queue first");
   flags.Add("request_id", &values->request_id, "ID", "names the request in the server's logs");
   flags.Add("no_stream", &values->no_stream, "", "print the text when it is complete");
