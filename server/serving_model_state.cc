@@ -1,6 +1,5 @@
 #include "server/serving_model_state.h"
 
-#include <algorithm>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -12,17 +11,14 @@
 namespace tidal::server {
 namespace {
 
-// The engine decodes every running request in each step, so that no more may run than a step has
-// tokens.
 EngineOptions EngineOptionsFor(const ServingModel& model, const ServerConfig& config) {
-  return {
-      .max_model_len = model.max_model_len,
-      .max_batch_tokens = model.max_batch_tokens,
-      .max_running_requests = std::min(config.model.max_running_requests, model.max_batch_tokens),
-      .max_queued_requests = config.max_queued_requests,
-      .max_queued_tokens = config.max_queued_tokens,
-      .num_blocks = model.num_blocks,
-      .eos_token_ids = model.config.eos_token_ids};
+  return {.max_model_len = model.max_model_len,
+          .max_batch_tokens = model.max_batch_tokens,
+          .max_running_requests = config.model.max_running_requests,
+          .max_queued_requests = config.max_queued_requests,
+          .max_queued_tokens = config.max_queued_tokens,
+          .num_blocks = model.num_blocks,
+          .eos_token_ids = model.config.eos_token_ids};
 }
 
 }  // namespace
