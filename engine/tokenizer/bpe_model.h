@@ -22,7 +22,7 @@ struct BpeOptions {
   bool byte_fallback = false;  // a character without a token becomes its bytes' tokens "<0x..>"
   bool fuse_unk = false;       // neighbouring unknown characters become one token
   bool ignore_merges = false;  // a piece that is a token is that token
-  std::string unk_token;       // empty: characters without a token vanish
+  std::string unk_token = "";  // empty: characters without a token vanish
 };
 
 using Vocabulary = StringMap<int32_t>;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/backend/status_macros.h"
 #include "engine/tokenizer/string_map.h"
+#include "engine/tokenizer/unicode_additions.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace tidal::tokenization {
@@ -42,6 +43,7 @@ bool Contains(const auto& names, std::string_view name) {
 struct Element {
   std::optional<char32_t> character;
   std::string members;
+  bool is_complement = false;  // the set is all but the members
 };
 
 class Translator {
@@ -93,6 +95,10 @@ std::string Spell(char32_t character) {
   return absl::StrFormat("\\x{%x}", static_cast<uint32_t>(character));
 }
 
+Element DecimalDigits(bool is_complement) {
+  return {std::nullopt, "\\p{Nd}" + UnicodeAdditions("Nd"), is_complement};
+}
+
 absl::StatusOr<Element> Translator::TakeHexCharacter(std::string_view digits) {
   const bool is_number = std::all_of(digits.begin(), digits.end(), absl::ascii_isxdigit);
   uint32_t value = 0;
@@ -100,7 +106,7 @@ absl::StatusOr<Element> Translator::TakeHexCharacter(std::string_view digits) {
       value > 0x10FFFF || (0xD800 <= value && value < 0xE000)) {
     return Refuse("this hexadecimal escape");
   }
-  return Element{value, ""};
+  return Element{value, "", false};
 }
 
 absl::StatusOr<Element> Translator::TakeProperty(bool negated) {
@@ -116,8 +122,10 @@ absl::StatusOr<Element> Translator::TakeProperty(bool negated) {
     return Refuse("a cased property under (?i:");
   }
   pos_ = close + 1;
-  return Element{std::nullopt, absl::StrCat(negated ? "\\P{" : "\\p{", is_script ? "sc:" : "",
-                                            ToAbsl(name), "}")};
+  return Element{std::nullopt,
+                 absl::StrCat(is_script ? "\\p{sc:" : "\\p{", ToAbsl(name), "}",
+                              is_script ? "" : UnicodeAdditions(name)),
+                 negated};
 }
 
 // After the backslash.
@@ -128,16 +136,16 @@ absl::StatusOr<Element> Translator::TakeEscape() {
   constexpr std::string_view kControls = "\t\n\v\f\r\a\x1b";
   if (const size_t i = kControlNames.find(c); i != std::string_view::npos) {
     ++pos_;
-    return Element{static_cast<char32_t>(kControls[i]), ""};
+    return Element{static_cast<char32_t>(kControls[i]), "", false};
   }
   if (absl::ascii_ispunct(c)) {
     ++pos_;
-    return Element{static_cast<char32_t>(c), ""};
+    return Element{static_cast<char32_t>(c), "", false};
   }
-  if (Take("s")) return Element{std::nullopt, std::string(kWhiteSpaceMembers)};
-  if (Take("S")) return Element{std::nullopt, std::string(kNonWhiteSpaceMembers)};
-  if (Take("d")) return Element{std::nullopt, "\\p{Nd}"};
-  if (Take("D")) return Element{std::nullopt, "\\P{Nd}"};
+  if (Take("s")) return Element{std::nullopt, std::string(kWhiteSpaceMembers), false};
+  if (Take("S")) return Element{std::nullopt, std::string(kNonWhiteSpaceMembers), false};
+  if (Take("d")) return DecimalDigits(false);
+  if (Take("D")) return DecimalDigits(true);
   if (Take("p")) return TakeProperty(false);
   if (Take("P")) return TakeProperty(true);
   if (Take("u")) {
@@ -158,7 +166,7 @@ absl::StatusOr<Element> Translator::TakeElement() {
   if (Take("\\")) return TakeEscape();
   const std::string_view rest = pattern_.substr(pos_);
   pos_ += Utf8SizeFromLead(rest[0]);
-  return Element{DecodeUtf8(rest), ""};
+  return Element{DecodeUtf8(rest), "", false};
 }
 
 absl::Status Translator::TranslateClass() {
@@ -172,6 +180,7 @@ absl::Status Translator::TranslateClass() {
     const bool is_hyphen = LooksAt("-");
     if (is_hyphen && !is_first && !LooksAt("-]")) return Refuse("a hyphen inside a class");
     TIDAL_ASSIGN_OR_RETURN(const Element first, TakeElement());
+    if (first.is_complement) return Refuse("a complement inside a class");
     if (ignores_case() && first.character.value_or(0) >= 0x80) {
       return Refuse("a character beyond ASCII under (?i:");
     }
@@ -295,7 +304,9 @@ absl::Status Translator::TranslateOne() {
     TIDAL_ASSIGN_OR_RETURN(const Element element, TakeElement());
     character = element.character.value_or(0);
     if (element.character) TIDAL_RETURN_IF_ERROR(CheckCase(character));
-    out_ += element.character ? Spell(character) : absl::StrCat("[", element.members, "]");
+    out_ += element.character
+                ? Spell(character)
+                : absl::StrCat(element.is_complement ? "[^" : "[", element.members, "]");
   }
   previous_character_ = character;
   can_repeat_ = c != '|';

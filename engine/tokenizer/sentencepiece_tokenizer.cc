@@ -21,11 +21,6 @@ namespace {
 
 constexpr std::string_view kSpaceSymbol = "\u2581";
 
-absl::Status ToStatus(const SentencePieceModel::Error& error) {
-  if (!error) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("SentencePiece: ", *error));
-}
-
 std::string ReplaceSpaceSymbols(std::string_view text) {
   return absl::StrReplaceAll(ToAbsl(text), {{ToAbsl(kSpaceSymbol), " "}});
 }
@@ -53,8 +48,7 @@ class SentencePieceTokenizer : public Tokenizer {
   bool IsId(int32_t id) const { return 0 <= id && id < vocab_size(); }
   absl::Status AddSpecialToken(const std::string& token, int32_t* id);
   std::string BytesOfPiece(int32_t id) const;
-  absl::Status EncodeStretch(std::string_view text, std::vector<int32_t>* token_ids) const;
-  absl::StatusOr<std::string> DecodePieces(std::vector<std::string> pieces) const;
+  void EncodeStretch(std::string_view text, std::vector<int32_t>* token_ids) const;
 
   SentencePieceOptions options_;
   SentencePieceModel model_;
@@ -95,7 +89,7 @@ absl::Status SentencePieceTokenizer::Load(std::string model) {
   // ModelProto { normalizer_spec = 3: NormalizerSpec { add_dummy_prefix = 3: false } }; a message
   // that appears twice is merged.
   if (!options_.legacy) model += std::string_view("\x1a\x02\x18\x00", 4);
-  TIDAL_RETURN_IF_ERROR(ToStatus(model_.Load(model)));
+  TIDAL_RETURN_IF_ERROR(model_.Load(model));
   const int32_t num_pieces = model_.num_pieces();
   if (num_pieces < 1 || num_pieces > kMaxTokenId + 1) {
     return absl::InvalidArgumentError(absl::StrCat("SentencePiece model of ", num_pieces,
@@ -107,7 +101,7 @@ absl::Status SentencePieceTokenizer::Load(std::string model) {
   for (int id = 0; id < num_pieces; ++id) bytes_.Append(BytesOfPiece(id));
 
   std::vector<int32_t> unk_pieces;
-  TIDAL_RETURN_IF_ERROR(ToStatus(model_.Encode(options_.unk_token, &unk_pieces)));
+  model_.Encode(options_.unk_token, &unk_pieces);
   num_unk_pieces_ = unk_pieces.size();
   return absl::OkStatus();
 }
@@ -115,18 +109,17 @@ absl::Status SentencePieceTokenizer::Load(std::string model) {
 // Appends the pieces of a text without special tokens. SentencePiece strips leading spaces once it
 // adds no prefix itself; so, as LlamaTokenizer does, such a text is encoded behind the unknown
 // token's text, whose pieces are then dropped.
-absl::Status SentencePieceTokenizer::EncodeStretch(std::string_view text,
-                                                   std::vector<int32_t>* token_ids) const {
+void SentencePieceTokenizer::EncodeStretch(std::string_view text,
+                                           std::vector<int32_t>* token_ids) const {
   const bool is_guarded =
       !options_.legacy && (text.starts_with(kSpaceSymbol) || text.starts_with(' '));
   const std::string guarded_text =
       is_guarded ? options_.unk_token + std::string(text) : std::string();
   std::vector<int32_t> pieces;
-  TIDAL_RETURN_IF_ERROR(ToStatus(model_.Encode(is_guarded ? guarded_text : text, &pieces)));
+  model_.Encode(is_guarded ? guarded_text : text, &pieces);
   const size_t num_dropped = is_guarded && pieces.size() >= num_unk_pieces_ ? num_unk_pieces_ : 0;
   token_ids->insert(token_ids->end(), pieces.begin() + static_cast<ptrdiff_t>(num_dropped),
                     pieces.end());
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(
@@ -143,7 +136,7 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(
     if (split.token != nullptr) {
       token_ids.push_back(split.token->id);
     } else {
-      TIDAL_RETURN_IF_ERROR(EncodeStretch(split.text, &token_ids));
+      EncodeStretch(split.text, &token_ids);
     }
   }
   // The prefix of a text that starts with a special token.
@@ -155,13 +148,6 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(
   if (options_.add_bos_token) token_ids.insert(token_ids.begin(), bos_id_);
   if (options_.add_eos_token) token_ids.push_back(eos_id_);
   return token_ids;
-}
-
-absl::StatusOr<std::string> SentencePieceTokenizer::DecodePieces(
-    std::vector<std::string> pieces) const {
-  std::string text;
-  TIDAL_RETURN_IF_ERROR(ToStatus(model_.Decode(pieces, &text)));
-  return text;
 }
 
 // LlamaTokenizer.convert_tokens_to_string.
@@ -181,8 +167,7 @@ absl::StatusOr<std::string> SentencePieceTokenizer::Decode(absl::Span<const int3
     std::string_view piece = model_.PieceOf(id);
     if (is_special) {
       if (!is_after_special && index != 0 && options_.legacy) text += " ";
-      TIDAL_ASSIGN_OR_RETURN(const std::string stretch, DecodePieces(std::move(pieces)));
-      text += stretch;
+      text += model_.Decode(pieces);
       text += piece;
       pieces.clear();
     } else {
@@ -196,8 +181,7 @@ absl::StatusOr<std::string> SentencePieceTokenizer::Decode(absl::Span<const int3
     is_after_special = is_special;
     ++index;
   }
-  TIDAL_ASSIGN_OR_RETURN(const std::string stretch, DecodePieces(std::move(pieces)));
-  return text + stretch;
+  return text + model_.Decode(pieces);
 }
 
 std::optional<int32_t> SentencePieceTokenizer::TokenToId(std::string_view token) const {
