@@ -31,6 +31,22 @@ std::optional<uint8_t> ByteOfPiece(std::string_view piece) {
   return static_cast<uint8_t>(value);
 }
 
+// Text of byte pieces. Unlike ReplaceMalformedUtf8: one U+FFFD for each byte that is no code
+// point's.
+std::string TextOfBytes(std::string_view bytes) {
+  std::string text;
+  while (!bytes.empty()) {
+    const Utf8Unit unit = NextUtf8Unit(bytes);
+    if (unit.kind == Utf8Kind::kCodePoint) {
+      text += bytes.substr(0, unit.size);
+    } else {
+      for (size_t i = 0; i < unit.size; ++i) text += kReplacementCharacter;
+    }
+    bytes.remove_prefix(unit.size);
+  }
+  return text;
+}
+
 }  // namespace
 
 // The symbols of one normalised text while they merge: slices of it, in a doubly linked list.
@@ -282,11 +298,11 @@ std::string SentencePieceModel::Decode(const std::vector<std::string>& pieces) c
       bytes += static_cast<char>(*ByteOfPiece(piece));
       continue;
     }
-    text += ReplaceMalformedUtf8(std::exchange(bytes, ""));
+    text += TextOfBytes(std::exchange(bytes, ""));
     if (stripped_space || !text.empty()) is_at_start = false;
     text += DecodePiece(piece, is_at_start, &stripped_space);
   }
-  return text + ReplaceMalformedUtf8(bytes);
+  return text + TextOfBytes(bytes);
 }
 
 std::string SentencePieceModel::DecodePiece(std::string_view piece, bool is_at_start,
