@@ -10,9 +10,9 @@
 namespace tidal::server {
 
 struct DrainOptions {
-  absl::Duration lame_duck_interval;                // NOT_SERVING, but still admitting
-  absl::Duration shutdown_timeout;                  // for admitted calls to finish
-  absl::Duration abort_timeout = absl::Seconds(5);  // for aborted ones to hear of it
+  absl::Duration lame_duck_interval = absl::ZeroDuration();  // NOT_SERVING, but still admitting
+  absl::Duration shutdown_timeout = absl::Seconds(30);       // for admitted calls to finish
+  absl::Duration abort_timeout = absl::Seconds(5);           // for aborted ones to hear of it
 };
 
 // What draining acts upon; all but `lifecycle` may be replaced by tests.

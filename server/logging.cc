@@ -8,7 +8,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -49,6 +48,9 @@ class JsonFormatter : public spdlog::formatter {
   static constexpr std::string_view kObjectPrefix = "{\"time\":";
 };
 
+// What to do about bytes that are not UTF-8.
+constexpr auto kReplace = nlohmann::json::error_handler_t::replace;
+
 LogFormat g_format = LogFormat::kText;  // set once, before threads start
 
 bool NeedsQuotes(std::string_view text) {
@@ -59,7 +61,7 @@ bool NeedsQuotes(std::string_view text) {
 
 std::string TextOf(const LogValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) {
-    return NeedsQuotes(*text) ? absl::StrCat("\"", absl::Utf8SafeCEscape(*text), "\"") : *text;
+    return NeedsQuotes(*text) ? nlohmann::json(*text).dump(-1, ' ', false, kReplace) : *text;
   }
   if (const auto* number = std::get_if<int64_t>(&value)) return absl::StrCat(*number);
   return absl::StrFormat("%.6g", std::get<double>(value));
@@ -90,7 +92,7 @@ std::string FormatLogJson(std::string_view time, std::string_view level, std::st
   for (const auto& [key, value] : fields) {
     std::visit([&object, name = std::string(key)](const auto& v) { object[name] = v; }, value);
   }
-  return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return object.dump(-1, ' ', false, kReplace);
 }
 
 void InitLogging(const LogOptions& options) {

@@ -25,7 +25,7 @@
 #include "server/metrics_endpoint.h"
 #include "server/model_service.h"
 #include "server/prometheus_metrics.h"
-#include "server/rpc_counter.h"
+#include "server/rpc_interceptor.h"
 #include "server/server_config.h"
 #include "server/serving_model_state.h"
 #include "server/signal_watcher.h"
@@ -92,7 +92,7 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
       GrpcServer::Start({.listen_address = config.listen_address,
                          .max_receive_message_bytes = config.max_receive_message_bytes},
                         {&inference_service, &model_service},
-                        std::make_unique<RpcCounterFactory>(metrics.get())));
+                        std::make_unique<RpcInterceptorFactory>(metrics.get())));
   Health health(grpc_server->health_service());
   Log(LogLevel::info, absl::StrCat("listening on ", config.listen_address),
       {{"port", int64_t{grpc_server->port()}}, {"metrics_port", int64_t{metrics_port}}});

@@ -276,6 +276,20 @@ bool IsOurs(const absl::CommandLineFlag& flag) {
   return absl::EndsWith(flag.Filename(), "server/server_config.cc");
 }
 
+// What --help and --version say. Abseil takes it once a process.
+void SetUsage() {
+  absl::SetProgramUsageMessage(
+      "Serves a Llama-family checkpoint over gRPC.\n"
+      "tidal-server --model_path=DIRECTORY [flags]; each flag also from the environment, as in "
+      "TIDAL_MODEL_PATH.");
+  absl::FlagsUsageConfig usage;
+  usage.version_string = [] { return absl::StrCat("tidal-server ", kServerVersion, "\n"); };
+  usage.contains_help_flags = [](absl::string_view file) {
+    return absl::EndsWith(file, "server/server_config.cc");
+  };
+  absl::SetFlagsUsageConfig(usage);
+}
+
 }  // namespace
 
 absl::Status SetFlagsFromEnvironment() {
@@ -301,16 +315,8 @@ absl::StatusOr<ServerConfig> ConfigFromFlags() {
 }
 
 absl::StatusOr<ServerConfig> ParseServerConfig(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
-      "Serves a Llama-family checkpoint over gRPC.\n"
-      "tidal-server --model_path=DIRECTORY [flags]; each flag also from the environment, as in "
-      "TIDAL_MODEL_PATH.");
-  absl::FlagsUsageConfig usage;
-  usage.version_string = [] { return absl::StrCat("tidal-server ", kServerVersion, "\n"); };
-  usage.contains_help_flags = [](absl::string_view file) {
-    return absl::EndsWith(file, "server/server_config.cc");
-  };
-  absl::SetFlagsUsageConfig(usage);
+  static const bool has_usage = (SetUsage(), true);
+  static_cast<void>(has_usage);
   TIDAL_RETURN_IF_ERROR(SetFlagsFromEnvironment());
   // TIDAL_FLAGFILE reads like a --flagfile before all others.
   std::vector<char*> arguments(argv, argv + argc);

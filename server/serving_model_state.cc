@@ -2,7 +2,9 @@
 
 #include <map>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "engine/backend/status_macros.h"
 #include "engine/clock.h"
 #include "server/model_service.h"
@@ -19,6 +21,11 @@ EngineOptions EngineOptionsFor(const ServingModel& model, const ServerConfig& co
           .max_queued_tokens = config.max_queued_tokens,
           .num_blocks = model.num_blocks,
           .eos_token_ids = model.config.eos_token_ids};
+}
+
+// "tidal", as the flag says it.
+std::string ModeName(api::AttentionMode mode) {
+  return absl::AsciiStrToLower(absl::StripPrefix(api::AttentionMode_Name(mode), "ATTENTION_MODE_"));
 }
 
 }  // namespace
@@ -71,7 +78,7 @@ LogFields ServingModelState::Describe() const {
           {"device", info.device()},
           {"max_model_len", int64_t{info.limits().max_model_len()}},
           {"kv_cache_tokens", info.limits().kv_cache_tokens()},
-          {"attention", api::AttentionMode_Name(info.default_attention().mode())},
+          {"attention", ModeName(info.default_attention().mode())},
           {"token_budget", int64_t{info.default_attention().token_budget()}}};
 }
 
@@ -88,7 +95,7 @@ void ServingModelState::ExportMetrics(const ServerConfig& config, const EngineOp
       {"max_queued_tokens", absl::StrCat(options.max_queued_tokens)},
       {"block_size", absl::StrCat(kBlockSize)},
       {"num_kv_blocks", absl::StrCat(options.num_blocks)},
-      {"attention", api::AttentionMode_Name(info.default_attention().mode())},
+      {"attention", ModeName(info.default_attention().mode())},
       {"token_budget", absl::StrCat(config.attention.selection.token_budget)},
   };
   metrics->SetConfig(labels, options.num_blocks);

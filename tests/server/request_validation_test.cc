@@ -141,7 +141,8 @@ struct Refusal {
 class RefusalTest : public RequestValidationTest, public testing::WithParamInterface<Refusal> {};
 
 TEST_P(RefusalTest, NamesFieldValueAndLimit) {
-  const absl::StatusOr<Request> request = Validate(absl::StrCat("token_ids { ids: 1 } ", GetParam().fields));
+  const absl::StatusOr<Request> request =
+      Validate(absl::StrCat("token_ids { ids: 1 } ", GetParam().fields));
   EXPECT_EQ(request.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(request.status().message(), GetParam().message);
 }

@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/check.h"
-#include "server/rpc_counter.h"
+#include "server/rpc_interceptor.h"
 
 namespace tidal::server {
 namespace {
@@ -39,7 +39,7 @@ TestServer::TestServer(TestServerOptions options)
   absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(
       {.listen_address = "127.0.0.1:0",
        .max_receive_message_bytes = options_.max_receive_message_bytes},
-      {&inference_service_, &model_service_}, std::make_unique<RpcCounterFactory>(&metrics_));
+      {&inference_service_, &model_service_}, std::make_unique<RpcInterceptorFactory>(&metrics_));
   TIDAL_CHECK(server.ok(), "the loopback has a free port");
   grpc_server_ = *std::move(server);
   channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", grpc_server_->port()),

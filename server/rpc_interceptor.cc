@@ -1,9 +1,10 @@
-#include "server/rpc_counter.h"
+#include "server/rpc_interceptor.h"
 
 #include <google/protobuf/descriptor.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "server/status_mapping.h"
 #include "tidal/inference/v1/inference.pb.h"
 #include "tidal/inference/v1/model.pb.h"
 
@@ -13,13 +14,20 @@ namespace {
 using grpc::experimental::InterceptionHookPoints;
 using grpc::experimental::InterceptorBatchMethods;
 
-class RpcCounter : public grpc::experimental::Interceptor {
+class RpcInterceptor : public grpc::experimental::Interceptor {
  public:
-  explicit RpcCounter(const PrometheusMetrics::RpcCounters* counters) : counters_(counters) {}
+  explicit RpcInterceptor(const PrometheusMetrics::RpcCounters* counters) : counters_(counters) {}
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-      const auto code = static_cast<size_t>(methods->GetSendStatus().error_code());
+      grpc::Status status = methods->GetSendStatus();
+      // Only gRPC's own parse error comes without a message.
+      if (status.error_code() == grpc::StatusCode::INTERNAL && status.error_message().empty()) {
+        status = ToGrpcStatus(absl::InvalidArgumentError(
+            "the request cannot be parsed: it is malformed, or a text in it is not UTF-8"));
+        methods->ModifySendStatus(status);
+      }
+      const auto code = static_cast<size_t>(status.error_code());
       if (code < counters_->size()) (*counters_)[code]->Increment();
     }
     methods->Proceed();
@@ -51,10 +59,10 @@ std::vector<std::string> ServedMethods() {
   return methods;
 }
 
-grpc::experimental::Interceptor* RpcCounterFactory::CreateServerInterceptor(
+grpc::experimental::Interceptor* RpcInterceptorFactory::CreateServerInterceptor(
     grpc::experimental::ServerRpcInfo* rpc) {
   const std::string method(absl::StripPrefix(rpc->method(), "/"));
-  return new RpcCounter(&metrics_->rpc_counters(method));  // gRPC takes it over
+  return new RpcInterceptor(&metrics_->rpc_counters(method));  // gRPC takes it over
 }
 
 }  // namespace tidal::server

@@ -1,0 +1,31 @@
+// Sees the status of every call of every service as it is sent, health and reflection among them:
+// counts it, and puts right what gRPC says of a request that it cannot parse (INTERNAL and no word,
+// which a router would retry; it is INVALID_ARGUMENT). Not seen here are requests larger than the
+// receive limit and unknown methods, which gRPC's core refuses by itself. Thread-safe.
+#pragma once
+
+#include <grpcpp/support/server_interceptor.h>
+
+#include <string>
+#include <vector>
+
+#include "server/prometheus_metrics.h"
+
+namespace tidal::server {
+
+// Full names of all methods that the server offers: ours, health and reflection.
+std::vector<std::string> ServedMethods();
+
+class RpcInterceptorFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  // `metrics` must outlive the server.
+  explicit RpcInterceptorFactory(const PrometheusMetrics* metrics) : metrics_(metrics) {}
+
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* rpc) override;
+
+ private:
+  const PrometheusMetrics* metrics_;
+};
+
+}  // namespace tidal::server
