@@ -189,6 +189,7 @@ void CpuBackend::Product(const float* x, int64_t x_stride, int32_t num_rows,
 }
 
 absl::Status CpuBackend::BeginStep(const StepBatch& batch) {
+  if (weights_.size_bytes() == 0) return absl::FailedPreconditionError("no weights are loaded");
   TIDAL_RETURN_IF_ERROR(step_.Set(batch, cache_.num_blocks()));
   attention_.BeginStep();
   sampled_.clear();

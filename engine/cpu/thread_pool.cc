@@ -59,7 +59,7 @@ void ThreadPool::ParallelFor(int num_tasks, Task run) {
   num_finished_ = 0;
   const uint64_t loop = Ticket{ticket_.load()}.loop() + 1;
   // Sequentially consistent, as is a sleeper's count: either it sees this ticket, or we see it.
-  ticket_ = loop << 40 | static_cast<uint64_t>(num_tasks) << 20;
+  ticket_ = loop << 48 | static_cast<uint64_t>(num_tasks) << 24;
   if (num_sleeping_ > 0) {
     std::lock_guard<std::mutex> lock(mutex_);
     work_available_.notify_all();

@@ -31,16 +31,17 @@ class ThreadPool {
   using Task = absl::FunctionRef<void(int task, int thread)>;
   void ParallelFor(int num_tasks, Task run);
 
-  static constexpr int kMaxTasks = (1 << 20) - 1;
+  static constexpr int kMaxTasks = (1 << 24) - 1;
 
  private:
   // A loop's state in one word, so that a task is claimed only from the loop it belongs to:
-  // number of the loop, its number of tasks, the next task.
+  // number of the loop (it may wrap: a claim is good for whatever loop the whole word describes),
+  // its number of tasks, the next task.
   struct Ticket {
     uint64_t word;
-    uint64_t loop() const { return word >> 40; }
-    int num_tasks() const { return static_cast<int>(word >> 20 & 0xfffff); }
-    int next_task() const { return static_cast<int>(word & 0xfffff); }
+    uint64_t loop() const { return word >> 48; }
+    int num_tasks() const { return static_cast<int>(word >> 24 & kMaxTasks); }
+    int next_task() const { return static_cast<int>(word & kMaxTasks); }
     bool exhausted() const { return next_task() >= num_tasks(); }
   };
 

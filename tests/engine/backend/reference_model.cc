@@ -235,10 +235,53 @@ ReferenceSelection ReferenceModel::Select(const std::vector<Vector>& scores,
   return result;
 }
 
+void ReferenceModel::RunAttention(const ReferenceStep& step, size_t layer_index,
+                                  size_t first_needed, ReferenceSequence* sequence,
+                                  std::vector<Vector>* hidden, ReferenceResult* result) const {
+  const Layer& layer = layers_[layer_index];
+  const AttentionKind kind = step.kinds[layer_index];
+  Vector& keys = sequence->keys[layer_index];
+  Vector& values = sequence->values[layer_index];
+  std::vector<Vector> queries;
+  for (size_t t = 0; t < hidden->size(); ++t) {
+    const int32_t position = sequence->num_tokens + static_cast<int32_t>(t);
+    const Vector x = Norm((*hidden)[t], layer.attention_norm);
+    Vector key = Multiply(layer.key, x);
+    const Vector value = Multiply(layer.value, x);
+    Rotate(position, &key);
+    keys.insert(keys.end(), key.begin(), key.end());
+    values.insert(values.end(), value.begin(), value.end());
+    queries.push_back(t >= first_needed ? Multiply(layer.query, x) : Vector());
+    Rotate(position, &queries.back());
+  }
+  const std::vector<std::vector<int32_t>>* positions = nullptr;
+  if (kind == AttentionKind::kSparse) {
+    positions = step.positions ? step.positions : &result->selections.back().positions;
+  }
+  for (size_t t = first_needed; t < hidden->size(); ++t) {
+    std::vector<Vector> scores;
+    const Vector attended =
+        Attend(queries[t], keys, values, sequence->num_tokens + static_cast<int32_t>(t), positions,
+               kind == AttentionKind::kSelect ? &scores : nullptr);
+    if (kind == AttentionKind::kSelect) {
+      result->selections.push_back(Select(scores, step.selection));
+    }
+    const Vector output = Multiply(layer.output, attended);
+    for (size_t i = 0; i < output.size(); ++i) (*hidden)[t][i] += output[i];
+  }
+}
+
+void ReferenceModel::RunMlp(const Layer& layer, Vector* hidden) const {
+  const Vector x = Norm(*hidden, layer.mlp_norm);
+  Vector gate = Multiply(layer.gate, x);
+  const Vector up = Multiply(layer.up, x);
+  for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
+  const Vector down = Multiply(layer.down, gate);
+  for (size_t i = 0; i < down.size(); ++i) (*hidden)[i] += down[i];
+}
+
 ReferenceResult ReferenceModel::Run(const ReferenceStep& step, ReferenceSequence* sequence) const {
   ReferenceResult result;
-  const size_t num_tokens = step.token_ids.size();
-  const int32_t first_position = sequence->num_tokens;
   std::vector<Vector> hidden;
   for (const int32_t id : step.token_ids) {
     const double* row = embedding_.elements.data() + id * embedding_.cols;
@@ -246,51 +289,15 @@ ReferenceResult ReferenceModel::Run(const ReferenceStep& step, ReferenceSequence
   }
   sequence->keys.resize(layers_.size());
   sequence->values.resize(layers_.size());
-  for (size_t l = 0; l < step.kinds.size(); ++l) {
-    const Layer& layer = layers_[l];
-    Vector& keys = sequence->keys[l];
-    Vector& values = sequence->values[l];
+  for (size_t layer = 0; layer < step.kinds.size(); ++layer) {
     // In the last layer only the last token's output matters.
-    const size_t first_needed = l + 1 == step.kinds.size() ? num_tokens - 1 : 0;
-    std::vector<Vector> queries;
-    for (size_t t = 0; step.attention && t < num_tokens; ++t) {
-      const int32_t position = first_position + static_cast<int32_t>(t);
-      const Vector x = Norm(hidden[t], layer.attention_norm);
-      Vector key = Multiply(layer.key, x);
-      const Vector value = Multiply(layer.value, x);
-      Rotate(position, &key);
-      keys.insert(keys.end(), key.begin(), key.end());
-      values.insert(values.end(), value.begin(), value.end());
-      queries.push_back(t >= first_needed ? Multiply(layer.query, x) : Vector());
-      Rotate(position, &queries.back());
-    }
-    for (size_t t = first_needed; t < num_tokens; ++t) {
-      if (step.attention) {
-        const bool sparse = step.kinds[l] == AttentionKind::kSparse;
-        const std::vector<std::vector<int32_t>>* positions = nullptr;
-        if (sparse) {
-          positions = step.positions ? step.positions : &result.selections.back().positions;
-        }
-        std::vector<Vector> scores;
-        const Vector attended = Attend(
-            queries[t], keys, values, first_position + static_cast<int32_t>(t), positions, &scores);
-        if (step.kinds[l] == AttentionKind::kSelect) {
-          result.selections.push_back(Select(scores, step.selection));
-        }
-        const Vector output = Multiply(layer.output, attended);
-        for (size_t i = 0; i < output.size(); ++i) hidden[t][i] += output[i];
-      }
-      if (step.mlp) {
-        const Vector x = Norm(hidden[t], layer.mlp_norm);
-        Vector gate = Multiply(layer.gate, x);
-        const Vector up = Multiply(layer.up, x);
-        for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
-        const Vector down = Multiply(layer.down, gate);
-        for (size_t i = 0; i < down.size(); ++i) hidden[t][i] += down[i];
-      }
+    const size_t first_needed = layer + 1 == step.kinds.size() ? hidden.size() - 1 : 0;
+    if (step.attention) RunAttention(step, layer, first_needed, sequence, &hidden, &result);
+    for (size_t t = first_needed; step.mlp && t < hidden.size(); ++t) {
+      RunMlp(layers_[layer], &hidden[t]);
     }
   }
-  sequence->num_tokens += static_cast<int32_t>(num_tokens);
+  sequence->num_tokens += static_cast<int32_t>(hidden.size());
   result.logits = Multiply(lm_head_, Norm(hidden.back(), final_norm_));
   return result;
 }

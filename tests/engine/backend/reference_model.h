@@ -99,6 +99,13 @@ class ReferenceModel {
                 std::vector<Vector>* scores) const;
   ReferenceSelection Select(const std::vector<Vector>& scores, const Selection& selection) const;
 
+  // One layer's stages on `hidden`, [token][hidden]; only the tokens from first_needed on are
+  // carried through, of the others just K and V.
+  void RunAttention(const ReferenceStep& step, size_t layer_index, size_t first_needed,
+                    ReferenceSequence* sequence, std::vector<Vector>* hidden,
+                    ReferenceResult* result) const;
+  void RunMlp(const Layer& layer, Vector* hidden) const;
+
   ModelShape shape_;
   Matrix embedding_;
   std::vector<Layer> layers_;
