@@ -245,12 +245,13 @@ absl::Status Engine::Step() {
   MarkProgress();
 
   report.num_generated_tokens = static_cast<int32_t>(sampled.size());
+  report.duration = clock_->Now() - begin;
+  // Before the requests' owners hear of the tokens, so that what they see afterwards is true.
+  observer_->OnStep(report);
   Scheduler::MarkComputed(plan);
   ReportProgress(plan);
   DeliverTokens(plan, std::move(sampled));
   PublishLoad();
-  report.duration = clock_->Now() - begin;
-  observer_->OnStep(report);
   return absl::OkStatus();
 }
 

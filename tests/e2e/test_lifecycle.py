@@ -51,7 +51,7 @@ def test_every_label_value_is_there_from_the_start(start_server):
                  'tidal_requests_finished_total{reason="stop_string"}',
                  'tidal_cancellations_total{stage="prefill"}',
                  'tidal_attention_tokens_total{kind="attended"}',
-                 'tidal_admission_rejections_total{reason="queue_full"}'):
+                 'tidal_admission_rejections_total{reason="queued_requests"}'):
         assert name in metrics, sorted(key for key in metrics if "_bucket" not in key)
 
 
