@@ -32,12 +32,15 @@ def run_one(api, inference, needles, rng, tally):
     request = pb.GenerateStreamRequest(text=prompt, sampling={"temperature": 0})
     request.attention.mode = rng.choice([1, 2])
     request.attention.token_budget = rng.choice([64, 128, 256])
-    kind = rng.choice(["answer", "answer", "answer", "cancel", "deadline", "bad"])
+    kind = rng.choice(["answer", "answer", "long", "cancel", "deadline", "bad"])
     if kind == "bad":
         request.sampling.top_p = -1
     if kind in ("cancel", "deadline"):
         request.stopping.ignore_eos = True
         request.stopping.max_new_tokens = 1500
+    if kind == "long":
+        request.stopping.ignore_eos = True
+        request.stopping.max_new_tokens = 200
     timeout = rng.uniform(0.05, 1.5) if kind == "deadline" else 300
     stream = inference.GenerateStream(request, timeout=timeout)
     cancel_after = rng.randrange(1, 30)
@@ -47,7 +50,8 @@ def run_one(api, inference, needles, rng, tally):
             text += event.delta.text
             if kind == "cancel" and count >= cancel_after:
                 stream.cancel()
-        assert kind == "answer", f"a request meant to {kind} finished"
+        assert kind in ("answer", "long"), f"a request meant to {kind} finished"
+        text = text[:len(answer)] if kind == "long" else text
         assert text == answer, f"{text!r} is not {answer!r}"
         tally.add("answered")
     except grpc.RpcError as error:
