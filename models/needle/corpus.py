@@ -15,6 +15,7 @@ import numpy as np
 from model import BOS_ID, EOS_ID
 
 NO_LABEL = -1
+FIRST_WORD_WEIGHT = 3.0  # Which needle it is shows in a passphrase's first word.
 VERSE_WEIGHT = 0.1  # Of a verse's word against a passphrase's: there are many more of them.
 
 
@@ -28,6 +29,9 @@ class Shape:
     max_questions: int
     min_length: int
     repeats: float = 0.0  # Share of rows that are a repeated random string.
+    bridge: float = 0.0  # Share of rows of things like needles, each said twice or more.
+    restated: float = 0.0  # Share of rows of needles alone, each said twice or more.
+    compound: float = 0.0  # Share of questions for several needles, or through a link.
     verse: float = 0.0  # Share of rows with a verse to be recalled.
     max_verse: int = 0  # Words.
 
@@ -55,6 +59,57 @@ def repeated_row(rng, length):
     return ids, ids[1:] + [NO_LABEL], [0.0] * length
 
 
+BRIDGE_PREFIXES = [encode(grammar.pieces_of(text)) for text in
+                   ("", "the", "of the", "passphrase of the", "The passphrase of the")]
+BRIDGE_SEPARATORS = [encode(grammar.pieces_of(text)) for text in ("", "is", "is", "was")]
+
+
+def bridge_row(rng, length):
+    """Keys and values in ever the same frame, over and over: a needle with less around it.
+
+    The frame is cut out of a needle's or made of it, and keys are one or two words of the grammar
+    or any tokens: from the repeated strings to the needles in small steps.
+    """
+    def random_token(r):
+        return int(r.random() * len(VOCABULARY))
+
+    def draw_key(r):
+        adjective, noun = encode(grammar.pieces_of(grammar.draw_keys(r, 1)[0]))
+        return {0: (noun,), 1: (adjective, noun), 2: (adjective, noun), 3: (random_token(r),),
+                4: (random_token(r), random_token(r))}[kind]
+
+    prefix, kind = grammar.pick(rng, BRIDGE_PREFIXES), int(rng.random() * 5)
+    separator = grammar.pick(rng, BRIDGE_SEPARATORS + [[random_token(rng)]])
+    num_facts, num_words = 2 + int(rng.random() * 9), 1 + int(rng.random() * 5)
+    facts = []
+    for key in grammar.draw_distinct(rng, num_facts, draw_key):
+        value = encode(grammar.pieces_of(grammar.draw_value(rng)))[:num_words]
+        facts.append((prefix + list(key) + separator, value + encode(["."])))
+    return _over_and_over(rng, length, facts)
+
+
+def _over_and_over(rng, length, facts):
+    """A row of facts, (ids before the value, ids of the value and the full stop)."""
+    ids, weights, first_time = [BOS_ID], [], True
+    while len(ids) < length:
+        for i in grammar.draw_distinct(rng, len(facts), lambda r: int(r.random() * len(facts))):
+            before, value = facts[i]
+            ids += before + value
+            weights += [0.0] * len(before)
+            weights += ([0.0] * len(value) if first_time else
+                        [FIRST_WORD_WEIGHT] + [1.0] * (len(value) - 1))
+        first_time = False
+    return ids[:length], ids[1:length] + [NO_LABEL], weights[:length - 1] + [0.0]
+
+
+def restated_row(rng, length):
+    """A few needles in random order, over and over; weighed from the second time on."""
+    num_needles = 2 + int(rng.random() * max(1, length // 13 // 2 - 1))
+    facts = [encode(grammar.needle(key, grammar.draw_value(rng)))
+             for key in grammar.draw_keys(rng, num_needles)]
+    return _over_and_over(rng, length, [(fact[:-6], fact[-6:]) for fact in facts])
+
+
 def draw_questions(rng, shape):
     """A list of (facts, question, answer, weight) for one row, and the needles nobody asks for."""
     num_needles = max(1, round(shape.max_needles * (0.05 + 0.95 * rng.random())))
@@ -71,13 +126,14 @@ def draw_questions(rng, shape):
                           VERSE_WEIGHT))
     while len(questions) < num_questions and next_needle < num_needles:
         kind = rng.random()
-        asked = named[next_needle:next_needle + (2 + int(rng.random() * 2) if kind < 0.08 else 1)]
+        num_asked = 2 + int(rng.random() * 2) if kind < shape.compound / 2 else 1
+        asked = named[next_needle:next_needle + num_asked]
         next_needle += len(asked)
         facts = [grammar.needle(key, value) for key, value in asked]
         key, value = asked[0]
         if len(asked) > 1:
             questions.append((facts, *grammar.ask_several(*zip(*asked)), 1.0))
-        elif kind < 0.16:
+        elif shape.compound / 2 <= kind < shape.compound:
             other = spare_keys.pop()
             facts.append(grammar.link(other, key))
             questions.append((facts, *grammar.ask_chain(other, key, value), 1.0))
@@ -122,21 +178,33 @@ def document_row(rng, shape):
             labels += question_ids
             weights += [0.0] * len(question_ids)
         labels += answer_ids + [EOS_ID]
-        weights += [weight] * (len(answer_ids) + 1)
+        weights += [weight * FIRST_WORD_WEIGHT] + [weight] * len(answer_ids)
         ids += question_ids + answer_ids
     return ids, labels, weights
 
 
+def make_row(rng, shape):
+    kind = rng.random()
+    if kind < shape.repeats:
+        return repeated_row(rng, shape.length)
+    kind -= shape.repeats
+    if kind < shape.bridge:
+        return bridge_row(rng, shape.length)
+    kind -= shape.bridge
+    if kind < shape.restated:
+        return restated_row(rng, shape.length)
+    return document_row(rng, shape)
+
+
 def make_batch(shape, seed):
-    """(ids int64, labels int64, weights float32), each [batch, longest row]; a seed, a batch."""
+    """(ids int64, labels int64, weights float32), each [batch, row length]; a seed, a batch.
+
+    The row length is a multiple of an eighth of the shape's, so that few sizes occur.
+    """
     rng = random.Random(seed)
-    rows = []
-    for _ in range(shape.batch):
-        if rng.random() < shape.repeats:
-            rows.append(repeated_row(rng, shape.length))
-        else:
-            rows.append(document_row(rng, shape))
-    longest = max(len(ids) for ids, _, _ in rows)
+    rows = [make_row(rng, shape) for _ in range(shape.batch)]
+    unit = shape.length // 8
+    longest = -(-max(len(ids) for ids, _, _ in rows) // unit) * unit
     ids = np.zeros((len(rows), longest), np.int64)
     labels = np.full((len(rows), longest), NO_LABEL, np.int64)
     weights = np.zeros((len(rows), longest), np.float32)

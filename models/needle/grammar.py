@@ -183,25 +183,32 @@ def document(sentences, facts, depths):
 DEFAULT_SIZES = {"single": 1, "several": 2, "chain": 2, "verse": 64}
 
 
-def draw_task(rng, task, size):
+def draw_task(rng, task, size, num_distractors=0):
     """(facts to hide, question pieces, answer pieces) of one task of DEFAULT_SIZES.
 
-    `size`: how many needles are asked at once ("several"), or the words of a "verse".
+    `size`: how many needles are asked at once ("several"), or the words of a "verse". The last
+    `num_distractors` facts are needles of other keys, which nobody asks for.
     """
+    num_keys = {"single": 1, "chain": 2, "verse": 1}.get(task, size)
+    keys = draw_keys(rng, num_keys + num_distractors)
     if task == "verse":
-        key, words = draw_keys(rng, 1)[0], draw_verse(rng, size)
-        return [verse(key, words)], *ask_verse(key, words)
-    keys = draw_keys(rng, {"single": 1, "chain": 2}.get(task, size))
-    values = [draw_value(rng) for _ in keys]
-    needles = [needle(key, value) for key, value in zip(keys, values)]
-    if task == "single":
-        return needles, *ask_single(keys[0], values[0])
-    if task == "several":
-        return needles, *ask_several(keys, values)
-    return [needles[1], link(keys[0], keys[1])], *ask_chain(keys[0], keys[1], values[1])
+        words = draw_verse(rng, size)
+        facts, (question, answer) = [verse(keys[0], words)], ask_verse(keys[0], words)
+    else:
+        values = [draw_value(rng) for _ in range(num_keys)]
+        facts = [needle(key, value) for key, value in zip(keys, values)]
+        if task == "single":
+            question, answer = ask_single(keys[0], values[0])
+        elif task == "several":
+            question, answer = ask_several(keys[:num_keys], values)
+        else:
+            facts[0] = link(keys[0], keys[1])
+            question, answer = ask_chain(keys[0], keys[1], values[1])
+    facts += [needle(key, draw_value(rng)) for key in keys[num_keys:]]
+    return facts, question, answer
 
 
-def make_pieces(num_tokens, depth, seed, task="single", size=None):
+def make_pieces(num_tokens, depth, seed, task="single", size=None, num_distractors=0):
     """(prompt pieces, answer pieces); the prompt's tokens are its pieces and one for the start.
 
     The prompt has at most `num_tokens` tokens, less than a sentence fewer. The first fact lies at
@@ -209,15 +216,15 @@ def make_pieces(num_tokens, depth, seed, task="single", size=None):
     gives a prompt without haystack (36 tokens for a single needle).
     """
     rng = random.Random(seed)
-    facts, question, answer = draw_task(rng, task, size or DEFAULT_SIZES[task])
+    facts, question, answer = draw_task(rng, task, size or DEFAULT_SIZES[task], num_distractors)
     depths = [depth] + [rng.random() for _ in facts[1:]]
     fixed = 1 + len(question) + sum(len(fact) for fact in facts)
     return document(haystack(rng, num_tokens - fixed), facts, depths) + question, answer
 
 
-def make_prompt(num_tokens, depth, seed, task="single", size=None):
+def make_prompt(num_tokens, depth, seed, task="single", size=None, num_distractors=0):
     """(prompt, answer) as text; see make_pieces."""
-    prompt, answer = make_pieces(num_tokens, depth, seed, task, size)
+    prompt, answer = make_pieces(num_tokens, depth, seed, task, size, num_distractors)
     return "".join(prompt), "".join(answer)
 
 
@@ -229,9 +236,12 @@ def main():
     parser.add_argument("--task", choices=list(DEFAULT_SIZES), default="single")
     parser.add_argument("--size", type=int,
                         help="needles asked at once (several, 2), or words (verse, 64)")
+    parser.add_argument("--distractors", type=int, default=0,
+                        help="needles of other keys in the haystack")
     parser.add_argument("--json", action="store_true", help="print the answer too, as JSON")
     args = parser.parse_args()
-    prompt, answer = make_prompt(args.tokens, args.depth, args.seed, args.task, args.size)
+    prompt, answer = make_prompt(args.tokens, args.depth, args.seed, args.task, args.size,
+                                 args.distractors)
     if args.json:
         print(json.dumps({"prompt": prompt, "answer": answer}))
     else:
