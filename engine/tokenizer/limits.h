@@ -11,6 +11,7 @@ inline constexpr size_t kMaxTokenizerFileBytes = size_t{64} << 20;
 inline constexpr size_t kMaxJsonValues = size_t{4} << 20;
 inline constexpr int kMaxJsonDepth = 32;
 inline constexpr int32_t kMaxTokenId = (1 << 20) - 1;
+inline constexpr size_t kMaxPieceBytes = 1024;    // of a SentencePiece model
 inline constexpr size_t kMaxSteps = 16;           // of a Sequence, its nested ones included
 inline constexpr size_t kMaxLiteralBytes = 64;    // what is prepended, replaced, stripped
 inline constexpr size_t kMaxTemplateTokens = 16;  // that a post-processor adds

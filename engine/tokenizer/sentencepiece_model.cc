@@ -5,10 +5,12 @@
 #include <queue>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "engine/backend/status_macros.h"
+#include "engine/tokenizer/limits.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace tidal::tokenization {
@@ -106,7 +108,11 @@ class SentencePieceModel::Merger {
     if (left < 0 || right < 0 || At(left).is_frozen || At(right).is_frozen) return;
     const size_t size = At(left).size + At(right).size;
     const auto merged = model_.FindMergeable(text_.substr(At(left).begin, size));
-    if (merged) candidates_.push({model_.Piece(*merged).score, left, size});
+    if (!merged) return;
+    candidates_.push({model_.Piece(*merged).score, left, size});
+    if (model_.Piece(*merged).type == SentencePieceType::kUnused) {
+      unused_split_[text_.substr(At(left).begin, size)] = At(left).size;
+    }
   }
 
   void MergeIfCurrent(const Candidate& candidate) {
@@ -114,10 +120,6 @@ class SentencePieceModel::Merger {
     if (left.size == 0 || left.next < 0) return;
     Symbol& right = At(left.next);
     if (left.size + right.size != candidate.size) return;
-    const std::string_view merged = text_.substr(left.begin, candidate.size);
-    if (model_.Piece(*model_.FindMergeable(merged)).type == SentencePieceType::kUnused) {
-      unused_split_.try_emplace(std::string(merged), left.size);
-    }
     left.size = candidate.size;
     right.size = 0;
     left.next = right.next;
@@ -159,7 +161,8 @@ class SentencePieceModel::Merger {
   const std::string_view text_;
   std::vector<Symbol> symbols_;
   std::priority_queue<Candidate> candidates_;
-  StringMap<size_t> unused_split_;  // unused piece -> bytes of its left part
+  // Unused piece -> bytes of its left part, as last seen.
+  absl::flat_hash_map<std::string_view, size_t, StringHash, std::equal_to<>> unused_split_;
 };
 
 absl::Status SentencePieceModel::Load(std::string_view serialized_model) {
@@ -192,7 +195,10 @@ absl::Status SentencePieceModel::IndexPieces() {
     const auto refuse = [id](absl::string_view what) {
       return absl::InvalidArgumentError(absl::StrCat("SentencePiece model: piece ", id, " ", what));
     };
-    if (piece.text.empty()) return refuse("is empty");
+    if (piece.text.empty() || piece.text.size() > kMaxPieceBytes) {
+      return refuse(
+          absl::StrCat("has ", piece.text.size(), " bytes, must be 1 to ", kMaxPieceBytes));
+    }
     if (FindMalformedUtf8(piece.text)) return refuse("is not UTF-8");
     if (std::isnan(piece.score)) return refuse("has a score that is not a number");
     if (!ids_.emplace(piece.text, id).second) return refuse("stands there twice");
