@@ -27,6 +27,10 @@ endif()
 if(TIDAL_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 reports false positives of these two once sanitizers rewrite the code.
   target_compile_options(tidal_warnings INTERFACE -Wno-maybe-uninitialized -Wno-stringop-overflow)
+  if(TIDAL_SANITIZE MATCHES "thread")
+    # Abseil's flags use a fence that ThreadSanitizer does not know.
+    target_compile_options(tidal_warnings INTERFACE -Wno-tsan)
+  endif()
 endif()
 
 # tidal_library(<name> SOURCES ... LINK ...): a static library of one folder. LINK is public: it is
