@@ -1,5 +1,6 @@
 #include "server/logging.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -74,6 +75,12 @@ void LogFromGrpc(gpr_log_func_args* args) {
   Log(level, absl::StrCat("grpc: ", args->message));
 }
 
+// Protobuf complains of what clients send, which they hear of themselves.
+void LogFromProtobuf(google::protobuf::LogLevel /*level*/, const char* /*file*/, int /*line*/,
+                     const std::string& message) {
+  Log(LogLevel::debug, absl::StrCat("protobuf: ", message));
+}
+
 }  // namespace
 
 std::string FormatLogText(std::string_view message, const LogFields& fields) {
@@ -109,6 +116,7 @@ void InitLogging(const LogOptions& options) {
   logger->flush_on(LogLevel::info);
   spdlog::set_default_logger(std::move(logger));
   gpr_set_log_function(&LogFromGrpc);
+  google::protobuf::SetLogHandler(&LogFromProtobuf);
 }
 
 void Log(LogLevel level, std::string_view message, const LogFields& fields) {

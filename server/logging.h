@@ -30,7 +30,7 @@ std::string FormatLogText(std::string_view message, const LogFields& fields);
 std::string FormatLogJson(std::string_view time, std::string_view level, std::string_view message,
                           const LogFields& fields);
 
-// Sets format and level, for spdlog's default logger and for gRPC's own messages too.
+// Sets format and level, for spdlog's default logger and for gRPC's and protobuf's messages too.
 void InitLogging(const LogOptions& options);
 
 void Log(LogLevel level, std::string_view message, const LogFields& fields = {});

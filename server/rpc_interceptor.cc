@@ -21,8 +21,9 @@ class RpcInterceptor : public grpc::experimental::Interceptor {
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
       grpc::Status status = methods->GetSendStatus();
-      // Only gRPC's own parse error comes without a message.
-      if (status.error_code() == grpc::StatusCode::INTERNAL && status.error_message().empty()) {
+      // Only gRPC's own answer to what it cannot parse comes without a message.
+      if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED &&
+          status.error_message().empty()) {
         status = ToGrpcStatus(absl::InvalidArgumentError(
             "the request cannot be parsed: it is malformed, or a text in it is not UTF-8"));
         methods->ModifySendStatus(status);

@@ -1,6 +1,6 @@
 // Sees the status of every call of every service as it is sent, health and reflection among them:
-// counts it, and puts right what gRPC says of a request that it cannot parse (INTERNAL and no word,
-// which a router would retry; it is INVALID_ARGUMENT). Not seen here are requests larger than the
+// counts it, and puts right what gRPC says of a request that it cannot parse (UNIMPLEMENTED and
+// no word; it is INVALID_ARGUMENT). Not seen here are requests larger than the
 // receive limit and unknown methods, which gRPC's core refuses by itself. Thread-safe.
 #pragma once
 

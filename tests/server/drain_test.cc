@@ -30,13 +30,18 @@ class DrainTest : public testing::Test {
   DrainResult DrainWith(absl::Duration shutdown_timeout) {
     return Drain({.lifecycle = &server_.lifecycle(),
                   .set_ready = [](bool /*ready*/) {},
-                  .stop_engine =
-                      [this](absl::Status reason) {
-                        // The step in hand ends; the engine does not begin another.
-                        server_.gate().Open();
-                        server_.engine().Stop(std::move(reason));
-                      }},
+                  .stop_engine = [this](absl::Status reason) { StopInTheMiddleOfAStep(reason); }},
                  {.shutdown_timeout = shutdown_timeout, .abort_timeout = absl::Seconds(60)});
+  }
+
+  // The step in hand ends only when the engine has been told to stop.
+  void StopInTheMiddleOfAStep(const absl::Status& reason) {
+    std::thread stopper([this, reason] { server_.engine().Stop(reason); });
+    while (!absl::IsUnavailable(server_.engine().Submit({}, nullptr).status())) {
+      std::this_thread::yield();
+    }
+    server_.gate().Open();
+    stopper.join();
   }
 
   // Reads the stream to its end.
@@ -62,14 +67,12 @@ class DrainTest : public testing::Test {
 };
 
 TEST_F(DrainTest, RunningStreamsFinishAndNewRequestsAreRefused) {
+  server_.lifecycle().Drain();  // now, so that the request below cannot come too early
   std::thread client([this] {
-    while (CodeOfNewRequest() != grpc::StatusCode::UNAVAILABLE) {
-    }
+    EXPECT_EQ(CodeOfNewRequest(), grpc::StatusCode::UNAVAILABLE);
     server_.gate().Open();
     EXPECT_TRUE(Finish().ok());
   });
-  // Before draining begins the gate lets requests through to a queue only, so they must be refused.
-  server_.lifecycle().Drain();
   EXPECT_EQ(DrainWith(absl::Seconds(60)), DrainResult::kOrderly);
   client.join();
   EXPECT_EQ(text_, TestServer::ExpectedText("hello", 10));
@@ -94,12 +97,14 @@ TEST_F(DrainTest, ASecondSignalAbortsAtOnce) {
 
 TEST_F(DrainTest, AFaultEndsItAndIsTold) {
   server_.FailNextStep(absl::DataLossError("device lost"));
-  std::thread client([this] {
-    server_.gate().Open();
-    EXPECT_EQ(Finish().error_code(), grpc::StatusCode::INTERNAL);
-  });
-  EXPECT_EQ(DrainWith(absl::Hours(1)), DrainResult::kFault);
-  client.join();
+  server_.gate().Open();
+  EXPECT_EQ(Finish().error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_TRUE(server_.lifecycle().WaitForUrgency(absl::Seconds(60)));
+  EXPECT_EQ(Drain({.lifecycle = &server_.lifecycle(),
+                   .set_ready = [](bool /*ready*/) {},
+                   .stop_engine = [this](absl::Status reason) { server_.engine().Stop(reason); }},
+                  {.lame_duck_interval = absl::Hours(1), .shutdown_timeout = absl::Hours(1)}),
+            DrainResult::kFault);
 }
 
 }  // namespace
