@@ -58,7 +58,10 @@ root=$work/$name
 cmake --install build/package --prefix "$root" --strip >/dev/null
 mkdir -p "$root/lib"
 copy_libraries "$root/lib" "$root"/bin/*
+# $ORIGIN is the loader's, not the shell's.
+# shellcheck disable=SC2016
 for program in "$root"/bin/*; do patchelf --set-rpath '$ORIGIN/../lib' "$program"; done
+# shellcheck disable=SC2016
 for library in "$root"/lib/*.so*; do patchelf --set-rpath '$ORIGIN' "$library"; done
 for file in README.md LICENSE; do
   if [[ -e $file ]]; then cp "$file" "$root/"; fi

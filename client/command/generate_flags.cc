@@ -133,7 +133,7 @@ absl::Status FillPrompt(const GenerateFlags& flags, Console& console, Request* r
 template <typename Request>
 absl::Status Fill(const GenerateFlags& flags, Console& console, Request* request) {
   for (const std::string& text : flags.stop_strings) {
-    if (const absl::Status status = CheckUtf8("stop", text); !status.ok()) return status;
+    if (absl::Status status = CheckUtf8("stop", text); !status.ok()) return status;
   }
   if (absl::Status status = CheckUtf8("request_id", flags.request_id); !status.ok()) return status;
   if (absl::Status status = FillPrompt(flags, console, request); !status.ok()) return status;
