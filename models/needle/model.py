@@ -89,11 +89,68 @@ class Attention(nn.Module):
         batch, _, length, _ = y.shape
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, HEADS * HEAD_DIM))
 
-    def forward(self, x, rope):
+    def forward(self, x, rope, sparse=None, mode="full"):
         q, k, v = self.qkv(x, rope)
         group = HEADS // KV_HEADS
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if mode == "select":
+            sparse.select(q, k)
+        elif mode == "sparse":
+            y = sparse.attend(q, k, v, y)
+        return self.out(y)
+
+
+class Sparse:
+    """TidalDecode in one pass over a whole sequence, for training.
+
+    Decoded positions attend, in the layers between and after the selecting ones, only to the
+    `budget` positions that the last selecting layer found best for them: as when they are decoded
+    one by one. All other positions are prefill, which is full attention.
+    """
+
+    FIRST_SELECTION = 2
+
+    def __init__(self, decoded, budget, reselection):
+        """decoded: [batch, length] bool, with at least one position set."""
+        self.budget, self.reselection = budget, reselection
+        self.row, self.position = decoded.nonzero(as_tuple=True)  # [num_decoded]
+        counts = decoded.sum(1)
+        first = counts.cumsum(0) - counts
+        self.slot = torch.arange(len(self.row), device=decoded.device) - first[self.row]
+        at = torch.zeros(len(counts), int(counts.max()), dtype=torch.long, device=decoded.device)
+        at[self.row, self.slot] = self.position
+        self.at = at[:, None, :, None]  # [batch, 1, slots, 1]: a row's decoded positions, then 0s.
+        self.future = torch.arange(decoded.shape[1], device=decoded.device) > self.at
+        self.mask = None  # [batch, HEADS, slots, length]: not selected.
+
+    def mode(self, layer):
+        if layer in (self.FIRST_SELECTION, self.reselection):
+            return "select"
+        return "sparse" if layer > self.FIRST_SELECTION else "full"
+
+    def _scores(self, q, k):
+        q = q.gather(2, self.at.expand(-1, HEADS, -1, HEAD_DIM))
+        return (q @ k.transpose(2, 3)).float() / HEAD_DIM**0.5
+
+    @torch.no_grad()
+    def select(self, q, k):
+        """Selects by probability, summed over the query heads of a KV head."""
+        scores = self._scores(q, k).masked_fill_(self.future, float("-inf")).softmax(-1)
+        scores = scores.unflatten(1, (KV_HEADS, -1)).sum(2)
+        own = self.at.expand(-1, KV_HEADS, -1, 1)
+        scores.scatter_(3, own, float("inf"))
+        best = scores.topk(min(self.budget, scores.shape[-1])).indices
+        mask = torch.ones_like(scores, dtype=torch.bool).scatter_(3, best, False) | self.future
+        self.mask = mask.repeat_interleave(HEADS // KV_HEADS, dim=1)
+
+    def attend(self, q, k, v, y):
+        """y, but for the decoded positions the attention over the selected ones."""
+        weights = self._scores(q, k).masked_fill(self.mask, float("-inf")).softmax(-1)
+        selected = weights.to(v.dtype) @ v
+        y = y.clone()
+        y[self.row, :, self.position] = selected[self.row, :, self.slot].to(y.dtype)
+        return y
 
 
 class FeedForward(nn.Module):
@@ -115,8 +172,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm()
         self.mlp = FeedForward()
 
-    def forward(self, x, rope):
-        x = x + self.self_attn(self.input_layernorm(x), rope)
+    def forward(self, x, rope, *sparse):
+        x = x + self.self_attn(self.input_layernorm(x), rope, *sparse)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -140,12 +197,15 @@ class Llama(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.data /= (2 * LAYERS) ** 0.5
 
-    def hidden(self, ids):
-        """ids: [batch, length] -> normalised hidden states [batch, length, HIDDEN]."""
+    def hidden(self, ids, sparse=None):
+        """ids: [batch, length] -> normalised hidden states [batch, length, HIDDEN].
+
+        sparse: a `Sparse` of these ids, or None for full attention everywhere.
+        """
         rope = rope_table(ids.shape[1], ids.device)
         x = self.model.embed_tokens(ids)
-        for layer in self.model.layers:
-            x = layer(x, rope)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rope, sparse, sparse.mode(i)) if sparse else layer(x, rope)
         return self.model.norm(x)
 
     def logits(self, hidden):

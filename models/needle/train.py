@@ -21,7 +21,7 @@ import grammar
 import torch
 import torch.nn.functional as F
 from corpus import NO_LABEL, Shape
-from model import EOS_ID, Llama, load, save
+from model import EOS_ID, Llama, Sparse, load, save
 from muon import Muon
 
 # Rows that every stage after the first sees at each step besides its own, so that what was
@@ -47,6 +47,7 @@ class Stage:
     sides: tuple[Shape, ...] = ()
     enough: float = 0.0
     lm_weight: float = 0.3  # Of the loss of all tokens against that of the answers.
+    sparse: float = 0.0  # Share of batches whose answers are decoded as TidalDecode does.
     final_lr: float = 0.3  # Share of lr that is left at the end of the stage.
 
 
@@ -71,6 +72,17 @@ STAGES = [
           (Shape(102400, 1, 64, 48, 70000, compound=0.12, verse=0.3, max_verse=512),) * 4 +
           (Shape(131072, 1, 64, 48, 100000, compound=0.12, verse=0.3, max_verse=512),),
           (TINY, SHORT, MEDIUM, LONG, VERY_LONG), final_lr=0.05),
+    # Not part of the default run: these let TidalDecode work, at a cost at 100K (see README.md).
+    Stage("share", 120, 1e-3,
+          (Shape(512, 64, 10, 6, 100, restated=0.05, compound=0.12, verse=0.1, max_verse=100),),
+          (TINY, MEDIUM), sparse=0.7),
+    Stage("all", 80, 5e-4,
+          (Shape(2048, 32, 24, 16, 1200, compound=0.12, verse=0.2, max_verse=300),
+           Shape(8192, 8, 48, 32, 5000, compound=0.12, verse=0.3, max_verse=512),
+           Shape(32768, 2, 64, 48, 20000, compound=0.12, verse=0.2, max_verse=512)) +
+          (Shape(102400, 1, 64, 48, 90000, compound=0.12, verse=0.2, max_verse=300),) * 3 +
+          (Shape(131072, 1, 64, 48, 110000, compound=0.12, verse=0.2, max_verse=300),),
+          (TINY, SHORT, MEDIUM, LONG), sparse=0.6, final_lr=0.03),
 ]
 WARM_UP_STEPS = 20
 SIDE_WEIGHT = 0.5
@@ -112,11 +124,26 @@ def batches(stages, seed, queues):
         yield stage, step, queues[i % len(queues)].get()
 
 
-def losses(model, batch, device):
+BUDGETS = (8, 16, 32, 64, 128, 256)
+
+
+def sparse_of(weights, budget, reselection):
+    """`Sparse` for the tokens of answers, which the server decodes, or None where there are none.
+
+    weights: [batch, length], more than 0 where the next token is an answer's.
+    """
+    decoded = weights > 0
+    decoded[:, 1:] &= weights[:, :-1] > 0
+    decoded[:, 0] = False
+    return Sparse(decoded, budget, reselection) if decoded.any() else None
+
+
+def losses(model, batch, device, budget=None, reselection=None):
     """(loss of all tokens, weighted loss of answer tokens, share of answer tokens found)."""
     ids, labels, weights = (torch.from_numpy(x).to(device) for x in batch)
+    sparse = sparse_of(weights, budget, reselection) if budget else None
     with torch.autocast(device, torch.bfloat16):
-        logits = model.logits(model.hidden(ids)).flatten(0, 1)
+        logits = model.logits(model.hidden(ids, sparse)).flatten(0, 1)
     labels, weights = labels.flatten(), weights.flatten()
     each = F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="none")
     answers = weights.nonzero()[:, 0]
@@ -138,11 +165,12 @@ def make_optimizers(model):
                                                      weight_decay=0.0)
 
 
-def take_step(model, optimizers, parts, stage, step, device):
-    """One update; returns the main batch's losses."""
-    results = []
+def take_step(model, optimizers, parts, stage, step, reselection, device):
+    """One update; returns the losses of every batch."""
+    results, rng = [], random.Random(f"{stage.name} {step}")
     for batch, weight in parts:
-        all_tokens, answers, found = losses(model, batch, device)
+        budget = grammar.pick(rng, BUDGETS) if rng.random() < stage.sparse else None
+        all_tokens, answers, found = losses(model, batch, device, budget, reselection)
         (weight * (stage.lm_weight * all_tokens + answers)).backward()
         results.append((all_tokens.detach(), answers.detach(), found))
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -201,8 +229,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--start", type=pathlib.Path, help="folder of a checkpoint to go on from")
-    parser.add_argument("--stages", default=f"1-{len(STAGES)}", help="first-last, from 1")
+    parser.add_argument("--stages", default="1-7", help="first-last, from 1")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reselection", type=int, default=5, help="TidalDecode's second layer")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--shrink", type=int, default=1,
                         help="divides steps, batches and lengths over 512, to try the program")
@@ -243,7 +272,7 @@ def main():
                 smoothed, ended = 1.0, False
             if ended:
                 continue
-            results = take_step(model, optimizers, parts, stage, step, device)
+            results = take_step(model, optimizers, parts, stage, step, args.reselection, device)
             smoothed += 0.05 * (results[0][1].item() - smoothed)
             ended = step == stage.steps - 1 or (step >= stage.steps // 4 and
                                                 smoothed < stage.enough)
