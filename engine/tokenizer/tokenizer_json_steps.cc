@@ -16,6 +16,8 @@ namespace {
 // openai/gpt-2, src/encoder.py.
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+// Rust's char::is_numeric, which knows the numbers of Unicode 17.0.
+constexpr std::string_view kDigitPattern = R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])";
 constexpr size_t kMaxNameBytes = 256;
 
 absl::Status UnknownType(const JsonField& field, std::string_view type) {
@@ -117,7 +119,7 @@ absl::StatusOr<PreTokenizer::Step> ReadDigits(const JsonField& field) {
   TIDAL_RETURN_IF_ERROR(CheckMembers(field, {"type", "individual_digits"}));
   TIDAL_ASSIGN_OR_RETURN(const bool individual, ReadBool(field.Member("individual_digits"), false));
   SplitStep step;
-  TIDAL_ASSIGN_OR_RETURN(step.pattern, Regex::Compile("\\p{N}"));
+  TIDAL_ASSIGN_OR_RETURN(step.pattern, Regex::Compile(kDigitPattern));
   step.behavior = individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous;
   return step;
 }

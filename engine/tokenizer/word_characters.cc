@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
+#include "engine/tokenizer/unicode_additions.h"
 #include "engine/tokenizer/utf8.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -11,12 +13,13 @@
 namespace tidal::tokenization {
 namespace {
 
-constexpr char kWordCharacter[] = R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}])";
-
 pcre2_code* CompileWordCharacter() {
+  std::string pattern = R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d})";
+  for (const std::string_view category : {"L", "M", "Nd"}) pattern += UnicodeAdditions(category);
+  pattern += "]";
   int error = 0;
   size_t error_offset = 0;
-  return pcre2_compile(reinterpret_cast<PCRE2_SPTR>(kWordCharacter), PCRE2_ZERO_TERMINATED,
+  return pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                        PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &error, &error_offset, nullptr);
 }
 

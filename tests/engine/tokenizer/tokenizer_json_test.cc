@@ -272,6 +272,34 @@ TEST(TokenizerJsonTest, RefusesTextBeyondItsLimit) {
   EXPECT_THAT(ids.status().ToString(), HasSubstr("at most 67108864"));
 }
 
+// As Rust's \w sees it: letters of Unicode 16, marks and joiners count, symbols do not.
+TEST(TokenizerJsonTest, SingleWordTokensNeedNoWordCharacterBeside) {
+  json file = SmallFile();
+  file["added_tokens"].push_back(
+      {{"id", 97}, {"content", "zz"}, {"single_word", true}, {"normalized", false}});
+  for (const char* beside : {"a", "_", "é", "\u0301", "\u200d", "\u0663", "\u24b6", "\U00031350"}) {
+    EXPECT_NE(Encode(file, std::string("zz") + beside).front(), 97) << beside;
+    EXPECT_NE(Encode(file, std::string(beside) + "zz").back(), 97) << beside;
+  }
+  for (const char* beside : {" ", ".", "-", "\u00b2", "\u2028", "😀", "\u200b"}) {
+    EXPECT_EQ(Encode(file, std::string("zz") + beside).front(), 97) << beside;
+    EXPECT_EQ(Encode(file, std::string(beside) + "zz").back(), 97) << beside;
+  }
+}
+
+TEST(TokenizerJsonTest, DigitsAreThoseOfRust) {
+  json file = SmallFile();
+  file["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Digits"}, {"individual_digits", true}},
+        {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"use_regex", false}}}}};
+  // Each piece gets a prefix space (94), as far as its bytes have tokens.
+  EXPECT_THAT(Encode(file, "a1"), ElementsAre(94, 'a' - '!', 94, '1' - '!'));
+  EXPECT_THAT(Encode(file, "a\U00011de5"), ElementsAre(94, 'a' - '!', 94));
+  EXPECT_THAT(Encode(file, "a\U0001f600"), ElementsAre(94, 'a' - '!'));
+}
+
 // A run of white space that one token takes along, all of it made of tokens that do the same.
 TEST(TokenizerJsonTest, WhiteSpaceTokensTakeLinearTime) {
   json file = SmallFile();
