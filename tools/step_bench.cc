@@ -15,6 +15,7 @@ namespace {
 std::vector<int32_t> RandomTokens(int32_t count, int32_t vocab_size, uint32_t seed) {
   std::mt19937 random(seed);
   std::vector<int32_t> tokens;
+  tokens.reserve(static_cast<size_t>(count));
   for (int32_t i = 0; i < count; ++i) {
     tokens.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(vocab_size)));
   }
@@ -23,6 +24,7 @@ std::vector<int32_t> RandomTokens(int32_t count, int32_t vocab_size, uint32_t se
 
 std::vector<double> PerSecond(double amount, const std::vector<double>& seconds) {
   std::vector<double> rates;
+  rates.reserve(seconds.size());
   for (const double duration : seconds) rates.push_back(amount / duration);
   return rates;
 }
@@ -68,6 +70,7 @@ absl::StatusOr<DecodeResult> StepBench::Decode(const DecodeCase& decode_case, in
     for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = sampled_[i].token_id;
   }
   std::vector<double> milliseconds;
+  milliseconds.reserve(seconds.size());
   for (const double duration : seconds) milliseconds.push_back(1e3 * duration);
   const bool is_full = decode_case.mode == AttentionMode::kFull;
   return DecodeResult{.method = is_full ? "full" : "tidal",
