@@ -19,8 +19,13 @@ for target in "${targets[@]}"; do
     exit 1
   fi
   mkdir -p "build/fuzz/corpus/$target" build/fuzz/findings
-  echo "== $target, $seconds s"
-  "build/fuzz/bin/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
-    -print_final_stats=1 -verbosity=0 "-artifact_prefix=build/fuzz/findings/$target-" \
-    "build/fuzz/corpus/$target" "$seeds"
+  log=build/fuzz/$target.log
+  if ! "build/fuzz/bin/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+    -print_final_stats=1 "-artifact_prefix=build/fuzz/findings/$target-" \
+    "build/fuzz/corpus/$target" "$seeds" >"$log" 2>&1; then
+    tail -n 100 "$log" >&2
+    echo "run_fuzz.sh: $target failed; its input is in build/fuzz/findings/" >&2
+    exit 1
+  fi
+  echo "$target: $(awk '/number_of_executed_units/ {print $2}' "$log") runs in $seconds s"
 done
