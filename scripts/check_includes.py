@@ -36,6 +36,9 @@ _NO_CUDA = {"forbidden": CUDA, "forbidden_targets": ("CUDA::",)}
 RULES = {
     "engine": Rule(("engine",), **_ENGINE_FORBIDDEN),
     "engine/backend": Rule((), **_ENGINE_FORBIDDEN),
+    "engine/json": Rule(("engine/backend",), **_ENGINE_FORBIDDEN),
+    "engine/checkpoint": Rule(("engine/json", "engine/backend"), **_ENGINE_FORBIDDEN),
+    "engine/tokenizer": Rule(("engine/json", "engine/backend"), **_ENGINE_FORBIDDEN),
     "engine/cpu": Rule(("engine/backend",), **_ENGINE_FORBIDDEN),
     "cuda": Rule(("engine/backend",),
                  forbidden=GRPC_AND_PROTOBUF + PROMETHEUS,

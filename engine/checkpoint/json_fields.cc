@@ -2,41 +2,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
+#include "engine/json/bounded_json.h"
 
 namespace tidal {
-namespace {
 
 using nlohmann::json;
 
-// Whether the brackets outside of strings nest deeper than kMaxJsonDepth.
-bool IsTooDeep(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxJsonDepth) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
-
-}  // namespace
-
 absl::StatusOr<json> ParseJsonObject(std::string_view text) {
-  if (IsTooDeep(text)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("JSON is nested deeper than ", kMaxJsonDepth, " levels"));
-  }
-  json parsed = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) return absl::InvalidArgumentError("not valid JSON");
+  TIDAL_ASSIGN_OR_RETURN(json parsed, ParseBoundedJson(text));
   if (!parsed.is_object()) {
     return absl::InvalidArgumentError(
         absl::StrCat("JSON is not an object but ", DescribeJson(parsed)));

@@ -16,11 +16,7 @@
 
 namespace tidal {
 
-// Far above any real configuration file; deeper text is refused before it is parsed.
-inline constexpr int kMaxJsonDepth = 32;
-
-// Parses one JSON object nested at most kMaxJsonDepth deep. `NaN`, numbers beyond a double's range
-// and text that is not UTF-8 are errors.
+// Parses one JSON object, bounded as ParseBoundedJson says.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text);
 
 // `value` as text for an error message, cut to a line's length.

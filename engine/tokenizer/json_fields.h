@@ -24,10 +24,6 @@ struct JsonField {
   bool is_null() const { return value->is_null(); }
 };
 
-// INVALID_ARGUMENT: malformed (with the byte), nested deeper or of more values than limits.h
-// allows.
-absl::StatusOr<nlohmann::json> ParseJson(std::string_view text);
-
 // The errors of all of these are INVALID_ARGUMENT.
 absl::Status FieldError(const JsonField& field, std::string_view problem);
 absl::StatusOr<std::string> ReadString(const JsonField& field, size_t max_bytes);

@@ -1,5 +1,5 @@
-// What tokenizer files and texts may hold at most. Real files stay far below: Llama-3's
-// tokenizer.json has 9 MB, 128,256 tokens and 1.1 million JSON values.
+// What tokenizer files and texts may hold at most, besides the bounds on all JSON. Real files stay
+// far below: Llama-3's tokenizer.json has 9 MB and 128,256 tokens.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +8,6 @@
 namespace tidal::tokenization {
 
 inline constexpr size_t kMaxTokenizerFileBytes = size_t{64} << 20;
-inline constexpr size_t kMaxJsonValues = size_t{4} << 20;
-inline constexpr int kMaxJsonDepth = 32;
 inline constexpr int32_t kMaxTokenId = (1 << 20) - 1;
 inline constexpr size_t kMaxPieceBytes = 1024;    // of a SentencePiece model
 inline constexpr size_t kMaxSteps = 16;           // of a Sequence, its nested ones included

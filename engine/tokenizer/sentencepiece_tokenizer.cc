@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/backend/status_macros.h"
+#include "engine/json/bounded_json.h"
 #include "engine/tokenizer/added_tokens.h"
 #include "engine/tokenizer/json_fields.h"
 #include "engine/tokenizer/limits.h"
@@ -216,7 +217,7 @@ absl::Status CheckAddsNoTokens(const JsonField& added_tokens, const SentencePiec
 }  // namespace
 
 absl::StatusOr<SentencePieceOptions> ReadSentencePieceOptions(std::string_view json) {
-  TIDAL_ASSIGN_OR_RETURN(const nlohmann::json parsed, ParseJson(json));
+  TIDAL_ASSIGN_OR_RETURN(const nlohmann::json parsed, ParseBoundedJson(json));
   const JsonField root = {&parsed, ""};
   SentencePieceOptions options;
   TIDAL_ASSIGN_OR_RETURN(options.add_bos_token, ReadBool(root.Member("add_bos_token"), true));

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
+#include "engine/json/bounded_json.h"
 #include "engine/tokenizer/bpe_tokenizer.h"
 #include "engine/tokenizer/json_fields.h"
 #include "engine/tokenizer/limits.h"
@@ -229,7 +230,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizerJson(std::string_view j
     return absl::InvalidArgumentError(absl::StrCat(
         "tokenizer.json of ", json.size(), " bytes, at most ", kMaxTokenizerFileBytes, " allowed"));
   }
-  const absl::StatusOr<nlohmann::json> parsed = tokenization::ParseJson(json);
+  const absl::StatusOr<nlohmann::json> parsed = ParseBoundedJson(json);
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
       parsed.ok() ? tokenization::BuildTokenizer({&*parsed, ""})
                   : absl::StatusOr<std::unique_ptr<Tokenizer>>(parsed.status());
