@@ -64,7 +64,7 @@ absl::Status GenerateCall::SubmitRequest(Request request,
                          state().engine->Submit(std::move(request), std::move(observer)));
   std::optional<absl::Status> cancellation;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     ticket_ = ticket;
     cancellation = std::move(early_cancellation_);
   }
@@ -75,7 +75,7 @@ absl::Status GenerateCall::SubmitRequest(Request request,
 void GenerateCall::Cancel(absl::Status reason) {
   RequestTicket ticket = 0;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (!ticket_.has_value()) {
       if (!early_cancellation_.has_value()) early_cancellation_ = std::move(reason);
       return;
@@ -94,7 +94,18 @@ void GenerateCall::CancelByClient() {
 }
 
 void GenerateCall::NoteDelta(const GenerationDelta& delta) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   num_generated_tokens_ += static_cast<int32_t>(delta.tokens.size());
+}
+
+void GenerateCall::NoteFinished(const GenerationFinished& finished) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  finished_ = finished;
+}
+
+void GenerateCall::NoteFailed(const absl::Status& status) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  final_status_ = status;
 }
 
 api::EffectiveAttention GenerateCall::effective_attention() const {
@@ -102,6 +113,7 @@ api::EffectiveAttention GenerateCall::effective_attention() const {
 }
 
 void GenerateCall::LogEnd() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
   LogFields fields = {
       {"request_id", request_id_},
       {"peer", info_.peer},

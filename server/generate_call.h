@@ -5,13 +5,13 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "engine/engine.h"
 #include "engine/generation_observer.h"
@@ -54,13 +54,13 @@ class GenerateCall {
   // gRPC says that the client has gone or that its deadline has passed. Any thread.
   void CancelByClient();
 
-  // The last events, noted for the log. Engine thread.
+  // What the log shall say in the end. Any thread.
   void NoteDelta(const GenerationDelta& delta);
-  void NoteFinished(const GenerationFinished& finished) { finished_ = finished; }
+  void NoteFinished(const GenerationFinished& finished);
+  void NoteFailed(const absl::Status& status);
 
   // Once, when nothing happens any more.
   void LogEnd() const;
-  void set_final_status(absl::Status status) { final_status_ = std::move(status); }
 
   // Valid once Submit has handed the request to the engine, that is, in every observer's method.
   const ServingState& state() const { return admission_->state(); }
@@ -89,14 +89,13 @@ class GenerateCall {
   int32_t num_prompt_tokens_ = 0;
   AttentionOptions attention_;
 
-  // Written by the engine thread, read after the end.
-  int32_t num_generated_tokens_ = 0;
-  std::optional<GenerationFinished> finished_;
-  absl::Status final_status_;
-
-  absl::Mutex mutex_;
+  mutable std::mutex mutex_;
   std::optional<RequestTicket> ticket_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> early_cancellation_ ABSL_GUARDED_BY(mutex_);
+  // For the log.
+  int32_t num_generated_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<GenerationFinished> finished_ ABSL_GUARDED_BY(mutex_);
+  absl::Status final_status_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace tidal::server

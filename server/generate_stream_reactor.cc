@@ -30,7 +30,7 @@ GenerateStreamReactor::GenerateStreamReactor(CallInfo info, const GenerateOption
 void GenerateStreamReactor::OnWriteDone(bool ok) {
   Action action = Action::kNone;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     is_busy_ = false;
     if (!ok) Discard(absl::CancelledError("the client has cancelled the call, or is gone"));
     action = TakeNext();
@@ -59,7 +59,7 @@ void GenerateStreamReactor::OnStarted(const GenerationStarted& started) {
   event.set_seed(call_.seed());
   Action action = Action::kNone;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     pending_started_ = std::move(event);
     action = TakeNext();
   }
@@ -72,7 +72,7 @@ void GenerateStreamReactor::OnProgress(int32_t num_prefilled_tokens, int32_t num
   event.set_total_tokens(num_total_tokens);
   Action action = Action::kNone;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     pending_progress_ = std::move(event);
     action = TakeNext();
   }
@@ -87,7 +87,7 @@ void GenerateStreamReactor::OnDelta(GenerationDelta delta) {
   Action action = Action::kNone;
   absl::Status too_slow;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (discard_reason_.has_value()) return;
     if (num_pending_bytes_ + num_bytes > max_bytes && is_busy_) {
       too_slow = absl::ResourceExhaustedError(absl::StrCat(
@@ -114,10 +114,10 @@ void GenerateStreamReactor::OnFinished(const GenerationFinished& finished) {
   *event.mutable_timings() = ToProto(finished.timings);
   Action action = Action::kNone;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (discard_reason_.has_value()) {
       end_ = *discard_reason_;  // its cancellation has come too late
-      call_.set_final_status(*end_);
+      call_.NoteFailed(*end_);
     } else {
       end_ = absl::OkStatus();
       pending_finished_ = std::move(event);
@@ -128,10 +128,10 @@ void GenerateStreamReactor::OnFinished(const GenerationFinished& finished) {
 }
 
 void GenerateStreamReactor::OnFailed(const absl::Status& status) {
-  call_.set_final_status(status);
+  call_.NoteFailed(status);
   Action action = Action::kNone;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     end_ = status;
     action = TakeNext();
   }
@@ -185,7 +185,7 @@ void GenerateStreamReactor::Perform(Action action) {
     case Action::kFinish: {
       grpc::Status status;
       {
-        absl::MutexLock lock(&mutex_);
+        const std::lock_guard<std::mutex> lock(mutex_);
         status = ToGrpcStatus(*end_);
       }
       return Finish(std::move(status));

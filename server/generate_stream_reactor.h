@@ -9,12 +9,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/generation_observer.h"
 #include "server/generate_call.h"
 #include "tidal/inference/v1/inference.pb.h"
@@ -59,7 +59,7 @@ class GenerateStreamReactor
   GenerateCall call_;
   std::shared_ptr<GenerateStreamReactor> self_;  // until OnDone
 
-  absl::Mutex mutex_;
+  std::mutex mutex_;
   std::optional<Response::Started> pending_started_ ABSL_GUARDED_BY(mutex_);
   std::optional<Response::Progress> pending_progress_ ABSL_GUARDED_BY(mutex_);
   bool has_pending_delta_ ABSL_GUARDED_BY(mutex_) = false;

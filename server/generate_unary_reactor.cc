@@ -73,7 +73,7 @@ void GenerateUnaryReactor::OnFinished(const GenerationFinished& finished) {
 }
 
 void GenerateUnaryReactor::OnFailed(const absl::Status& status) {
-  call_.set_final_status(status);
+  call_.NoteFailed(status);
   Finish(ToGrpcStatus(status));
 }
 

@@ -7,12 +7,12 @@ ActiveCall::~ActiveCall() {
 }
 
 Phase Lifecycle::phase() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return phase_;
 }
 
 absl::StatusOr<ActiveCall> Lifecycle::Admit() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   switch (phase_) {
     case Phase::kLoading:
       return absl::UnavailableError("the server is loading its model");
@@ -27,81 +27,69 @@ absl::StatusOr<ActiveCall> Lifecycle::Admit() {
 }
 
 void Lifecycle::Serve(const ServingState* state) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   if (phase_ != Phase::kLoading) return;
   state_ = state;
   phase_ = Phase::kServing;
 }
 
 void Lifecycle::Drain() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   phase_ = Phase::kDraining;
 }
 
 void Lifecycle::Stop() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   phase_ = Phase::kStopped;
 }
 
 void Lifecycle::OnSignal() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   ++num_signals_;
+  changed_.notify_all();
 }
 
 void Lifecycle::OnEngineFault(const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   fault_.Update(status);
+  changed_.notify_all();
 }
 
 absl::Status Lifecycle::fault() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return fault_;
 }
 
 bool Lifecycle::WaitForEnd(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto has_come = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return num_signals_ > 0 || !fault_.ok();
-  };
-  return mutex_.AwaitWithTimeout(absl::Condition(&has_come), timeout);
+  return WaitUntil(timeout, [this] { return num_signals_ > 0 || !fault_.ok(); });
 }
 
 bool Lifecycle::WaitForUrgency(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto has_come = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return IsUrgent(); };
-  return mutex_.AwaitWithTimeout(absl::Condition(&has_come), timeout);
+  return WaitUntil(timeout, [this] { return IsUrgent(); });
 }
 
 bool Lifecycle::WaitForCalls(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto has_come = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return num_active_calls_ == 0 || IsUrgent();
-  };
-  mutex_.AwaitWithTimeout(absl::Condition(&has_come), timeout);
-  return num_active_calls_ == 0;
+  WaitUntil(timeout, [this] { return num_active_calls_ == 0 || IsUrgent(); });
+  return num_active_calls() == 0;
 }
 
 bool Lifecycle::WaitForCallsUninterrupted(absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto has_come = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return num_active_calls_ == 0;
-  };
-  return mutex_.AwaitWithTimeout(absl::Condition(&has_come), timeout);
+  return WaitUntil(timeout, [this] { return num_active_calls_ == 0; });
 }
 
 int Lifecycle::num_signals() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return num_signals_;
 }
 
 int Lifecycle::num_active_calls() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return num_active_calls_;
 }
 
 void Lifecycle::EndCall() {
-  absl::MutexLock lock(&mutex_);
-  --num_active_calls_;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (--num_active_calls_ == 0) changed_.notify_all();
 }
 
 }  // namespace tidal::server

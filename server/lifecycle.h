@@ -6,13 +6,14 @@
 // for them here.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/serving_state.h"
 
@@ -86,7 +87,15 @@ class Lifecycle {
     return num_signals_ >= 2 || !fault_.ok();
   }
 
-  mutable absl::Mutex mutex_;
+  // Returns condition(), true or not, once it is true or the time is over. Takes the lock.
+  template <typename Condition>
+  bool WaitUntil(absl::Duration timeout, Condition condition) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), condition);
+  }
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // a call has ended, a signal or a fault has come
   Phase phase_ ABSL_GUARDED_BY(mutex_) = Phase::kLoading;
   const ServingState* state_ ABSL_GUARDED_BY(mutex_) = nullptr;
   int num_active_calls_ ABSL_GUARDED_BY(mutex_) = 0;

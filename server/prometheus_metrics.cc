@@ -301,7 +301,7 @@ void PrometheusMetrics::SetConfig(const std::map<std::string, std::string>& labe
 }
 
 void PrometheusMetrics::SetProgressAge(std::function<absl::Duration()> age) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   progress_age_ = std::move(age);
 }
 
@@ -370,7 +370,7 @@ void PrometheusMetrics::OnFault(const absl::Status& /*status*/) { faults_->Incre
 
 std::vector<prometheus::MetricFamily> PrometheusMetrics::Collect() const {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (progress_age_) {
       last_progress_->Set(absl::ToDoubleSeconds(absl::Now() - progress_age_() - absl::UnixEpoch()));
     }

@@ -14,11 +14,11 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "engine/backend/backend.h"
 #include "engine/engine_observer.h"
@@ -128,7 +128,7 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   prometheus::Gauge* gateway_cache_usage_ = nullptr;
   const bool gateway_metrics_;
 
-  mutable absl::Mutex mutex_;
+  mutable std::mutex mutex_;
   std::function<absl::Duration()> progress_age_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -36,6 +36,11 @@ TestServer::TestServer(TestServerOptions options)
       inference_service_(&lifecycle_, &metrics_, options_.generate),
       model_service_(&lifecycle_, &metrics_) {
   runner_.set_on_launch([this](const StepBatch&) { return BeforeStep(); });
+  if (options_.listens) Listen();
+  if (options_.is_loaded) LoadModel();
+}
+
+void TestServer::Listen() {
   absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(
       {.listen_address = "127.0.0.1:0",
        .max_receive_message_bytes = options_.max_receive_message_bytes},
@@ -44,13 +49,12 @@ TestServer::TestServer(TestServerOptions options)
   grpc_server_ = *std::move(server);
   channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", grpc_server_->port()),
                                  grpc::InsecureChannelCredentials());
-  if (options_.is_loaded) LoadModel();
 }
 
 TestServer::~TestServer() {
   gate_.Open();
   engine_.Stop(absl::UnavailableError("the test is over"));
-  grpc_server_->Shutdown(absl::ZeroDuration());
+  if (grpc_server_ != nullptr) grpc_server_->Shutdown(absl::ZeroDuration());
 }
 
 void TestServer::LoadModel() {
@@ -100,7 +104,7 @@ std::unique_ptr<inference::v1::ModelService::Stub> TestServer::NewModelStub() {
 }
 
 void TestServer::FailNextStep(absl::Status status) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   next_fault_ = std::move(status);
 }
 
@@ -113,7 +117,7 @@ double TestServer::NumCalls(const std::string& method, grpc::StatusCode code) co
 
 absl::Status TestServer::BeforeStep() {
   gate_.Pass();
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return std::exchange(next_fault_, absl::OkStatus());
 }
 

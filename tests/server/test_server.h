@@ -4,12 +4,13 @@
 
 #include <grpcpp/channel.h>
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
 #include "server/engine_monitor.h"
 #include "server/grpc_server.h"
@@ -33,36 +34,36 @@ class Gate {
   // No further step runs, but for those that Allow lets pass.
   void Close() { SetNumAllowed(0); }
   void Allow(int num_steps) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     num_allowed_ += num_steps;
+    changed_.notify_all();
   }
   // Called before each step.
   void Pass() {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     ++num_waiting_;
-    mutex_.Await(absl::Condition(
-        +[](int* num_allowed) { return *num_allowed > 0; }, &num_allowed_));
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return num_allowed_ > 0; });
     --num_waiting_;
     if (num_allowed_ < kUnlimited) --num_allowed_;
   }
   // Returns when a step stands before the closed gate.
   void WaitForArrival() {
-    absl::MutexLock lock(&mutex_);
-    const auto has_arrived = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return num_waiting_ > 0 && num_allowed_ == 0;
-    };
-    mutex_.Await(absl::Condition(&has_arrived));
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return num_waiting_ > 0 && num_allowed_ == 0; });
   }
 
  private:
   static constexpr int kUnlimited = 1 << 30;
 
   void SetNumAllowed(int num_allowed) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     num_allowed_ = num_allowed;
+    changed_.notify_all();
   }
 
-  absl::Mutex mutex_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
   int num_allowed_ ABSL_GUARDED_BY(mutex_) = kUnlimited;
   int num_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
 };
@@ -77,6 +78,7 @@ struct TestServerOptions {
                           .eos_token_ids = {}};
   GenerateOptions generate;
   bool is_loaded = true;  // otherwise LoadModel does it
+  bool listens = true;    // otherwise there is no gRPC, and no thread of its
   int64_t max_receive_message_bytes = 1 << 20;
 };
 
@@ -100,6 +102,7 @@ class TestServer {
   Gate& gate() { return gate_; }
   Engine& engine() { return engine_; }
   Lifecycle& lifecycle() { return lifecycle_; }
+  const GenerateOptions& generate_options() const { return options_.generate; }
   GrpcServer& grpc_server() { return *grpc_server_; }
   PrometheusMetrics& metrics() { return metrics_; }
   // The next step fails with this, as a device would.
@@ -109,11 +112,12 @@ class TestServer {
   double NumCalls(const std::string& method, grpc::StatusCode code) const;
 
  private:
+  void Listen();
   absl::Status BeforeStep();
 
   const TestServerOptions options_;
   Gate gate_;
-  absl::Mutex mutex_;
+  std::mutex mutex_;
   absl::Status next_fault_ ABSL_GUARDED_BY(mutex_);
   FakeTokenizer tokenizer_;
   FakeModelRunner runner_;
