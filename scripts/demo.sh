@@ -61,7 +61,7 @@ fail() {
 # Starts the server on ports that the kernel picks; sets server_pid and target.
 start_server() {
   "$bin_dir/tidal-server" --model_path=models/needle --listen_address=127.0.0.1:0 \
-    --metrics_address=127.0.0.1:0 --port_file="$work/ports" --device=cpu \
+    --metrics_address=127.0.0.1:0 --port_file="$work/ports" --device=cpu --selection_layers=2,5 \
     --max_model_len=$((tokens + 256)) >"$work/server.log" 2>&1 &
   server_pid=$!
   local deadline=$((SECONDS + 120))

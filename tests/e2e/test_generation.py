@@ -39,7 +39,7 @@ def test_stream_tells_the_whole_story(api, inference, needle):
     progress = [event.progress for event in events if event.HasField("progress")]
     assert progress[-1].prefilled_tokens == progress[-1].total_tokens == started.prompt_tokens
     assert started.request_id and started.attention.token_budget == 64
-    assert list(started.attention.selection_layers) == [2, 4]
+    assert list(started.attention.selection_layers) == [2, 5]
     token_ids = [token for event in events for token in event.delta.token_ids]
     assert finished.usage.generated_tokens == len(token_ids)
     assert finished.usage.prompt_tokens == started.prompt_tokens
