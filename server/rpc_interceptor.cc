@@ -2,6 +2,8 @@
 
 #include <google/protobuf/descriptor.h>
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "server/status_mapping.h"
@@ -16,13 +18,14 @@ using grpc::experimental::InterceptorBatchMethods;
 
 class RpcInterceptor : public grpc::experimental::Interceptor {
  public:
-  explicit RpcInterceptor(const PrometheusMetrics::RpcCounters* counters) : counters_(counters) {}
+  RpcInterceptor(const PrometheusMetrics::RpcCounters* counters, bool is_served)
+      : counters_(counters), is_served_(is_served) {}
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
       grpc::Status status = methods->GetSendStatus();
-      // Only gRPC's own answer to what it cannot parse comes without a message.
-      if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED &&
+      // Of a method that is served, only gRPC's own answer to what it cannot parse has no message.
+      if (is_served_ && status.error_code() == grpc::StatusCode::UNIMPLEMENTED &&
           status.error_message().empty()) {
         status = ToGrpcStatus(absl::InvalidArgumentError(
             "the request cannot be parsed: it is malformed, or a text in it is not UTF-8"));
@@ -36,6 +39,7 @@ class RpcInterceptor : public grpc::experimental::Interceptor {
 
  private:
   const PrometheusMetrics::RpcCounters* counters_;
+  const bool is_served_;
 };
 
 void AppendMethods(const google::protobuf::ServiceDescriptor* service,
@@ -60,10 +64,15 @@ std::vector<std::string> ServedMethods() {
   return methods;
 }
 
+RpcInterceptorFactory::RpcInterceptorFactory(const PrometheusMetrics* metrics) : metrics_(metrics) {
+  for (std::string& method : ServedMethods()) served_methods_.insert(std::move(method));
+}
+
 grpc::experimental::Interceptor* RpcInterceptorFactory::CreateServerInterceptor(
     grpc::experimental::ServerRpcInfo* rpc) {
   const std::string method(absl::StripPrefix(rpc->method(), "/"));
-  return new RpcInterceptor(&metrics_->rpc_counters(method));  // gRPC takes it over
+  const bool is_served = served_methods_.contains(method);
+  return new RpcInterceptor(&metrics_->rpc_counters(method), is_served);  // gRPC takes it over
 }
 
 }  // namespace tidal::server

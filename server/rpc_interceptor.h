@@ -1,7 +1,7 @@
 // Sees the status of every call of every service as it is sent, health and reflection among them:
 // counts it, and puts right what gRPC says of a request that it cannot parse (UNIMPLEMENTED and
 // no word; it is INVALID_ARGUMENT). Not seen here are requests larger than the
-// receive limit and unknown methods, which gRPC's core refuses by itself. Thread-safe.
+// receive limit, which gRPC's core refuses by itself. Thread-safe.
 #pragma once
 
 #include <grpcpp/support/server_interceptor.h>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "server/prometheus_metrics.h"
 
 namespace tidal::server {
@@ -19,13 +20,14 @@ std::vector<std::string> ServedMethods();
 class RpcInterceptorFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
   // `metrics` must outlive the server.
-  explicit RpcInterceptorFactory(const PrometheusMetrics* metrics) : metrics_(metrics) {}
+  explicit RpcInterceptorFactory(const PrometheusMetrics* metrics);
 
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* rpc) override;
 
  private:
   const PrometheusMetrics* metrics_;
+  absl::flat_hash_set<std::string> served_methods_;
 };
 
 }  // namespace tidal::server
