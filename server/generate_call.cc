@@ -1,7 +1,5 @@
 #include "server/generate_call.h"
 
-#include <random>
-
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
