@@ -1,7 +1,7 @@
 // Sees the status of every call of every service as it is sent, health and reflection among them:
-// counts it, and puts right what gRPC says of a request that it cannot parse (UNIMPLEMENTED and
-// no word; it is INVALID_ARGUMENT). Not seen here are requests larger than the
-// receive limit, which gRPC's core refuses by itself. Thread-safe.
+// counts it, and puts right what gRPC says of a request that it cannot parse (UNIMPLEMENTED and no
+// word; it is INVALID_ARGUMENT). Not seen here are requests larger than the receive limit, which
+// gRPC's core refuses by itself. Thread-safe.
 #pragma once
 
 #include <grpcpp/support/server_interceptor.h>
