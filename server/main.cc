@@ -36,8 +36,9 @@ namespace {
 
 // How often liveness is looked at.
 constexpr absl::Duration kLivenessInterval = absl::Seconds(2);
-// For answers on their way, such as refusals, before gRPC cancels what is left (health watches).
-constexpr absl::Duration kCloseGrace = absl::Milliseconds(500);
+// Who was aborted and tries again at once shall hear UNAVAILABLE; a closing gRPC server says
+// CANCELLED, which nobody retries. The same again for answers on their way.
+constexpr absl::Duration kCloseGrace = absl::Milliseconds(250);
 
 // Both ports, one a line, for whoever started the server with port 0. Appears whole or not at all.
 absl::Status WritePortFile(const std::string& path, int port, int metrics_port) {
@@ -115,6 +116,7 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
             {.lame_duck_interval = config.lame_duck_interval,
              .shutdown_timeout = config.shutdown_timeout});
   metrics->SetProgressAge(nullptr);
+  if (result == DrainResult::kOrderly) lifecycle.WaitForUrgency(kCloseGrace);
   grpc_server->Shutdown(result == DrainResult::kForced ? absl::ZeroDuration() : kCloseGrace);
   return result;
 }
