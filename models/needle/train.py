@@ -47,8 +47,10 @@ class Stage:
     sides: tuple[Shape, ...] = ()
     enough: float = 0.0
     lm_weight: float = 0.3  # Of the loss of all tokens against that of the answers.
-    sparse: float = 0.0  # Share of batches whose answers are decoded as TidalDecode does.
+    sparse: float = 0.0  # Share of batches whose answers are decoded as TidalDecode does,
+    sparse_long: float = 0.0  # and of those over LONGEST_SHORT tokens.
     final_lr: float = 0.3  # Share of lr that is left at the end of the stage.
+    averaged: int = 0  # The stage leaves the mean of the weights after each of its last steps.
 
 
 STAGES = [
@@ -72,7 +74,8 @@ STAGES = [
           (Shape(102400, 1, 64, 48, 70000, compound=0.12, verse=0.3, max_verse=512),) * 4 +
           (Shape(131072, 1, 64, 48, 100000, compound=0.12, verse=0.3, max_verse=512),),
           (TINY, SHORT, MEDIUM, LONG, VERY_LONG), final_lr=0.05),
-    # Not part of the default run: these let TidalDecode work, at a cost at 100K (see README.md).
+    # Not part of the default run: README.md tells how they are used. These two let TidalDecode
+    # work, at a cost at 100K.
     Stage("share", 120, 1e-3,
           (Shape(512, 64, 10, 6, 100, restated=0.05, compound=0.12, verse=0.1, max_verse=100),),
           (TINY, MEDIUM), sparse=0.7),
@@ -82,8 +85,23 @@ STAGES = [
            Shape(32768, 2, 64, 48, 20000, compound=0.12, verse=0.2, max_verse=512)) +
           (Shape(102400, 1, 64, 48, 90000, compound=0.12, verse=0.2, max_verse=300),) * 3 +
           (Shape(131072, 1, 64, 48, 110000, compound=0.12, verse=0.2, max_verse=300),),
-          (TINY, SHORT, MEDIUM, LONG), sparse=0.6, final_lr=0.03),
+          (TINY, SHORT, MEDIUM, LONG), sparse=0.6, sparse_long=0.6, final_lr=0.03),
+    # Twice: a long gentle end for both, first as TidalDecode decodes, then with full attention.
+    Stage("settle", 320, 2e-4,
+          (Shape(2048, 32, 24, 16, 1200, compound=0.12, verse=0.2, max_verse=300),
+           Shape(8192, 8, 48, 32, 5000, compound=0.12, verse=0.3, max_verse=512),
+           Shape(32768, 2, 64, 48, 20000, compound=0.12, verse=0.2, max_verse=512)) +
+          (Shape(102400, 1, 64, 48, 90000, compound=0.12, verse=0.2, max_verse=300),) * 3 +
+          (Shape(131072, 1, 64, 48, 110000, compound=0.12, verse=0.2, max_verse=300),),
+          (TINY, SHORT, MEDIUM, LONG), sparse=0.4, sparse_long=0.4, final_lr=0.03),
+    Stage("settle", 240, 2e-4,
+          (Shape(8192, 8, 48, 32, 5000, compound=0.12, verse=0.3, max_verse=512),
+           Shape(32768, 2, 64, 48, 20000, compound=0.12, verse=0.2, max_verse=512)) +
+          (Shape(102400, 1, 64, 48, 90000, compound=0.12, verse=0.1, max_verse=300),) * 2 +
+          (Shape(131072, 1, 64, 48, 110000, compound=0.12, verse=0.1, max_verse=300),) * 2,
+          (TINY, SHORT, MEDIUM, LONG), sparse=0.5, averaged=120),
 ]
+LONGEST_SHORT = 40000
 WARM_UP_STEPS = 20
 SIDE_WEIGHT = 0.5
 HOPELESS = 0.35  # A smoothed answer loss at which the second stage's end is the run's end.
@@ -169,7 +187,8 @@ def take_step(model, optimizers, parts, stage, step, reselection, device):
     """One update; returns the losses of every batch."""
     results, rng = [], random.Random(f"{stage.name} {step}")
     for batch, weight in parts:
-        budget = grammar.pick(rng, BUDGETS) if rng.random() < stage.sparse else None
+        share = stage.sparse if batch[0].shape[1] <= LONGEST_SHORT else stage.sparse_long
+        budget = grammar.pick(rng, BUDGETS) if rng.random() < share else None
         all_tokens, answers, found = losses(model, batch, device, budget, reselection)
         (weight * (stage.lm_weight * all_tokens + answers)).backward()
         results.append((all_tokens.detach(), answers.detach(), found))
@@ -230,6 +249,8 @@ def parse_arguments():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--start", type=pathlib.Path, help="folder of a checkpoint to go on from")
     parser.add_argument("--stages", default="1-7", help="first-last, from 1")
+    for name in ("lr", "sparse", "sparse_long"):
+        parser.add_argument(f"--{name}", type=float, help="instead of the stages' own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--reselection", type=int, default=5, help="TidalDecode's second layer")
     parser.add_argument("--workers", type=int, default=8)
@@ -253,6 +274,9 @@ def main():
     args = parse_arguments()
     first, last = map(int, args.stages.split("-"))
     stages = [s if args.shrink == 1 else shrunk(s, args.shrink) for s in STAGES[first - 1:last]]
+    changed = {k: v for k in ("lr", "sparse", "sparse_long")
+               if (v := getattr(args, k)) is not None}
+    stages = [dataclasses.replace(s, **changed) for s in stages]
     queues = start_producers(stages, args.seed, args.workers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
@@ -276,6 +300,12 @@ def main():
             smoothed += 0.05 * (results[0][1].item() - smoothed)
             ended = step == stage.steps - 1 or (step >= stage.steps // 4 and
                                                 smoothed < stage.enough)
+            if step == stage.steps - stage.averaged:
+                mean = torch.optim.swa_utils.AveragedModel(model)
+            if step >= stage.steps - stage.averaged:
+                mean.update_parameters(model)
+                if ended:
+                    model.load_state_dict(mean.module.state_dict())
             if step % 20 == 0 or ended:
                 entry = {k: [round(float(r[i]), 4) for r in results]
                          for i, k in enumerate(("loss", "answer_loss", "answer_accuracy"))}
