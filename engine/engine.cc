@@ -53,8 +53,7 @@ void Engine::Start() {
   thread_ = std::thread([this] { Run(); });
 }
 
-// --- Any thread
-// -----------------------------------------------------------------------------------
+// --- Any thread ---
 
 absl::StatusOr<RequestTicket> Engine::Submit(Request request,
                                              std::shared_ptr<GenerationObserver> observer) {
@@ -155,8 +154,7 @@ absl::Status Engine::health() const {
   return health_;
 }
 
-// --- Engine thread
-// --------------------------------------------------------------------------------
+// --- Engine thread ---
 
 void Engine::Run() {
   absl::Status fault;

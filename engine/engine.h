@@ -111,8 +111,7 @@ class Engine {
 
   absl::Status CheckAdmission(const Request& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  // --- Engine thread only
-  // -------------------------------------------------------------------------
+  // --- Engine thread only ---
 
   void Run();
   Inbox TakeInbox();

@@ -24,8 +24,7 @@ GenerateStreamReactor::GenerateStreamReactor(CallInfo info, const GenerateOption
                                              absl::StatusOr<ActiveCall> admission)
     : call_(std::move(info), options, std::move(admission)) {}
 
-// --- gRPC's threads
-// -------------------------------------------------------------------------------
+// --- gRPC's threads ---
 
 void GenerateStreamReactor::OnWriteDone(bool ok) {
   Action action = Action::kNone;
@@ -47,8 +46,7 @@ void GenerateStreamReactor::OnDone() {
   const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
 }
 
-// --- Engine thread
-// --------------------------------------------------------------------------------
+// --- Engine thread ---
 
 void GenerateStreamReactor::OnStarted(const GenerationStarted& started) {
   Response::Started event;
@@ -138,8 +136,7 @@ void GenerateStreamReactor::OnFailed(const absl::Status& status) {
   Perform(action);
 }
 
-// --- Both
-// -----------------------------------------------------------------------------------------
+// --- Both ---
 
 GenerateStreamReactor::Action GenerateStreamReactor::TakeNext() {
   if (is_busy_) return Action::kNone;

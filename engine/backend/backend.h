@@ -70,8 +70,7 @@ class Backend {
                                    absl::Span<const int32_t> prompt_token_ids,
                                    absl::Span<const int32_t> generated_token_ids) = 0;
 
-  // --- The stages of a step
-  // -----------------------------------------------------------------------
+  // --- The stages of a step ---
 
   // Takes over the batch's tables. The batch is within StepLimits and has at least one token.
   virtual absl::Status BeginStep(const StepBatch& batch) = 0;
@@ -103,8 +102,7 @@ class Backend {
   // How many steps may be begun before the first is ended: 1, or 2 where the host can run ahead.
   virtual int32_t max_steps_in_flight() const { return 1; }
 
-  // --- For tests and tools
-  // ------------------------------------------------------------------------
+  // --- For tests and tools ---
 
   // The last ended step's logits before sampling, [number of chunks with `samples`, vocab].
   virtual absl::Status ReadLogits(std::vector<float>* logits) = 0;

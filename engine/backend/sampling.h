@@ -5,15 +5,13 @@
 //  1. logit_bias is added.
 //  2. repetition_penalty (Keskar et al., arXiv 1909.05858): for every token of prompt or output,
 //     a positive logit is divided by it, a negative one multiplied.
-//  3. presence_penalty is subtracted once, frequency_penalty once for each occurrence, for tokens
-//  of
-//     the output.
+//  3. presence_penalty is subtracted once, frequency_penalty once for each occurrence, for the
+//     output's tokens.
 //  4. While fewer than min_new_tokens are generated, suppressed_token_ids become -infinity.
 //  5. temperature 0: the highest logit wins, ties to the lower id. Otherwise divide by it, and
-//  6. top_k keeps the k highest (ties to the lower id); top_p keeps the smallest set of most
-//  probable
-//     tokens of what is left (renormalised) whose mass reaches it; min_p drops tokens below min_p
-//     times the highest probability of what is left.
+//  6. top_k keeps the k highest (ties to the lower id); top_p keeps the smallest set of the most
+//     probable tokens of what is left (renormalised) whose mass reaches it; min_p drops tokens
+//     below min_p times the highest probability of what is left.
 //  7. Gumbel-max: the kept token with the highest logit + GumbelNoise(seed, index, id), where index
 //     counts the tokens this sequence has generated (philox.h).
 // Log-probabilities are the log-softmax of the logits before step 1.

@@ -103,7 +103,7 @@ class CpuBackend final : public Backend {
   size_t num_logits_ = 0;  // valid elements of act_.logits
 };
 
-// --- Life
+// --- Life ---
 
 absl::Status CpuBackend::AllocateWorkspaces() {
   Arena count;
@@ -163,7 +163,7 @@ absl::Status CpuBackend::BindSampler(int32_t slot, const SamplingParams& params,
   return sampler_.Bind(slot, params, prompt_token_ids, generated_token_ids);
 }
 
-// --- The stages, in the order of a step
+// --- The stages, in the order of a step ---
 
 template <typename Function>
 void CpuBackend::ForEachRow(const Function& run) {
@@ -298,7 +298,7 @@ absl::Status CpuBackend::EndStep(std::vector<SampledToken>* sampled) {
   return absl::OkStatus();
 }
 
-// --- For tests and tools
+// --- For tests and tools ---
 
 absl::Status CpuBackend::ReadLogits(std::vector<float>* logits) {
   logits->assign(act_.logits.begin(), act_.logits.begin() + static_cast<int64_t>(num_logits_));
@@ -310,7 +310,7 @@ absl::Status CpuBackend::ReadSelection(int32_t chunk_index,
   return attention_.ReadSelection(chunk_index, positions);
 }
 
-// --- What shapes and limits this backend takes
+// --- What shapes and limits this backend takes ---
 
 absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
