@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
+#include "engine/backend/checks.h"
 #include "engine/backend/status_macros.h"
 #include "engine/cpu/arena.h"
 #include "engine/cpu/attention.h"
@@ -310,43 +309,15 @@ absl::Status CpuBackend::ReadSelection(int32_t chunk_index,
   return attention_.ReadSelection(chunk_index, positions);
 }
 
-// --- What shapes and limits this backend takes ---
+// --- What shapes this backend takes ---
 
-absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min, int64_t max) {
-  if (value >= min && value <= max) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " is ", value, ", must be in ", min, "..", max));
-}
-
-absl::Status CheckShape(const ModelShape& shape) {
-  constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() / 8;
-  TIDAL_RETURN_IF_ERROR(CheckRange("num_layers", shape.num_layers, 1, kMaxSize));
-  TIDAL_RETURN_IF_ERROR(CheckRange("hidden_size", shape.hidden_size, 1, kMaxSize));
-  TIDAL_RETURN_IF_ERROR(CheckRange("intermediate_size", shape.intermediate_size, 1, kMaxSize));
-  TIDAL_RETURN_IF_ERROR(CheckRange("vocab_size", shape.vocab_size, 1, kMaxSize));
+absl::Status CheckCpuShape(const ModelShape& shape) {
   TIDAL_RETURN_IF_ERROR(CheckRange("head_dim", shape.head_dim, 16, kMaxCpuHeadDim));
-  TIDAL_RETURN_IF_ERROR(
-      CheckRange("num_query_heads", shape.num_query_heads, 1, kMaxSize / kMaxCpuHeadDim));
-  TIDAL_RETURN_IF_ERROR(CheckRange("num_kv_heads", shape.num_kv_heads, 1, shape.num_query_heads));
   if (shape.head_dim % 16 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("head_dim is ", shape.head_dim, ", must be a multiple of 16"));
   }
-  if (shape.num_query_heads % shape.num_kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("num_query_heads is ", shape.num_query_heads,
-                                                   ", must be a multiple of num_kv_heads ",
-                                                   shape.num_kv_heads));
-  }
-  const int64_t num_frequencies = static_cast<int64_t>(shape.rope_inverse_frequencies.size());
-  return CheckRange("the number of rope_inverse_frequencies", num_frequencies, shape.head_dim / 2,
-                    shape.head_dim / 2);
-}
-
-absl::Status CheckLimits(const StepLimits& limits) {
-  constexpr int64_t kMaxCount = 1 << 20;
-  TIDAL_RETURN_IF_ERROR(CheckRange("max_batch_tokens", limits.max_batch_tokens, 1, kMaxCount));
-  TIDAL_RETURN_IF_ERROR(CheckRange("max_batch_sequences", limits.max_batch_sequences, 1, 1 << 14));
-  return CheckRange("max_model_len", limits.max_model_len, 1, 1 << 26);
+  return CheckShape(shape);
 }
 
 }  // namespace
@@ -355,9 +326,9 @@ absl::Status CheckLimits(const StepLimits& limits) {
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const ModelShape& shape,
                                                           const StepLimits& limits,
                                                           const CpuBackendOptions& options) {
-  TIDAL_RETURN_IF_ERROR(cpu::CheckShape(shape));
-  TIDAL_RETURN_IF_ERROR(cpu::CheckLimits(limits));
-  TIDAL_RETURN_IF_ERROR(cpu::CheckRange("num_threads", options.num_threads, 0, 1024));
+  TIDAL_RETURN_IF_ERROR(cpu::CheckCpuShape(shape));
+  TIDAL_RETURN_IF_ERROR(CheckLimits(limits));
+  TIDAL_RETURN_IF_ERROR(CheckRange("num_threads", options.num_threads, 0, 1024));
   auto backend = std::make_unique<cpu::CpuBackend>(shape, limits, options);
   TIDAL_RETURN_IF_ERROR(backend->AllocateWorkspaces());
   return backend;

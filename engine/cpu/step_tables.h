@@ -1,5 +1,5 @@
-// One step's batch, checked and spread out to rows: the one place where a step that this backend
-// cannot compute is refused. Engine thread only; the tasks of a stage read it.
+// One step's batch, checked and spread out to rows. Engine thread only; the tasks of a stage read
+// it.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,7 @@ class StepTables {
  public:
   StepTables(const ModelShape& shape, const StepLimits& limits);
 
-  // Replaces the last step's tables. INVALID_ARGUMENT names what is out of range; UNIMPLEMENTED
-  // names a mode or scope that this backend does not compute.
+  // Replaces the last step's tables, or fails as CheckStep does.
   absl::Status Set(const StepBatch& batch, int32_t num_blocks);
 
   int32_t num_rows() const { return static_cast<int32_t>(token_ids_.size()); }
@@ -40,7 +39,6 @@ class StepTables {
   absl::Span<const int32_t> sampling_chunks() const { return sampling_chunks_; }
 
  private:
-  absl::Status CheckChunk(const SequenceChunk& chunk, int32_t num_blocks) const;
   void AddChunk(const SequenceChunk& chunk);
 
   ModelShape shape_;

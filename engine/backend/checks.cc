@@ -1,0 +1,111 @@
+#include "engine/backend/checks.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/status_macros.h"
+
+namespace tidal {
+namespace {
+
+// What a later version will compute.
+absl::Status CheckImplemented(const SequenceChunk& chunk) {
+  if (chunk.mode == AttentionMode::kQuest) {
+    return absl::UnimplementedError("attention mode quest is not implemented");
+  }
+  if (chunk.mode == AttentionMode::kTidal && chunk.selection.scope == SelectionScope::kLayer) {
+    return absl::UnimplementedError(
+        "selection scope layer is not implemented; use query_head or kv_head");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSelection(const SequenceChunk& chunk) {
+  const Selection& selection = chunk.selection;
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("num_tokens of a chunk with sparse attention", chunk.num_tokens(), 1, 1));
+  TIDAL_RETURN_IF_ERROR(CheckRange("token_budget", selection.token_budget, 1,
+                                   std::min(kMaxTokenBudget, chunk.num_context_tokens - 1)));
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("num_recent_tokens", selection.num_recent_tokens, 0, selection.token_budget));
+  return CheckRange("num_sink_tokens", selection.num_sink_tokens, 0,
+                    selection.token_budget - std::max(selection.num_recent_tokens, 1));
+}
+
+absl::Status CheckChunk(const SequenceChunk& chunk, const ModelShape& shape,
+                        const StepLimits& limits, int32_t num_blocks) {
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("num_context_tokens", chunk.num_context_tokens, 1, limits.max_model_len));
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("num_tokens of a chunk", chunk.num_tokens(), 1, chunk.num_context_tokens));
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("sampler_slot", chunk.sampler_slot, 0, limits.max_batch_sequences - 1));
+  const size_t needed_blocks =
+      (static_cast<size_t>(chunk.num_context_tokens) + kBlockSize - 1) / kBlockSize;
+  if (chunk.block_table.size() < needed_blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("block_table has ", chunk.block_table.size(),
+                                                   " blocks, ", chunk.num_context_tokens,
+                                                   " tokens need ", needed_blocks));
+  }
+  for (const int32_t block : chunk.block_table.first(needed_blocks)) {
+    TIDAL_RETURN_IF_ERROR(CheckRange("block id", block, 0, num_blocks - 1));
+  }
+  for (const int32_t token_id : chunk.token_ids) {
+    TIDAL_RETURN_IF_ERROR(
+        CheckRange("token id", token_id, kLastSampledToken, shape.vocab_size - 1));
+  }
+  TIDAL_RETURN_IF_ERROR(CheckImplemented(chunk));
+  return chunk.mode == AttentionMode::kFull ? absl::OkStatus() : CheckSelection(chunk);
+}
+
+}  // namespace
+
+absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, ", must be in ", min, "..", max));
+}
+
+absl::Status CheckShape(const ModelShape& shape) {
+  constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() / 8;
+  constexpr int64_t kMaxHeadDim = 512;
+  TIDAL_RETURN_IF_ERROR(CheckRange("num_layers", shape.num_layers, 1, kMaxSize));
+  TIDAL_RETURN_IF_ERROR(CheckRange("hidden_size", shape.hidden_size, 1, kMaxSize));
+  TIDAL_RETURN_IF_ERROR(CheckRange("intermediate_size", shape.intermediate_size, 1, kMaxSize));
+  TIDAL_RETURN_IF_ERROR(CheckRange("vocab_size", shape.vocab_size, 1, kMaxSize));
+  TIDAL_RETURN_IF_ERROR(CheckRange("head_dim", shape.head_dim, 2, kMaxHeadDim));
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("num_query_heads", shape.num_query_heads, 1, kMaxSize / kMaxHeadDim));
+  TIDAL_RETURN_IF_ERROR(CheckRange("num_kv_heads", shape.num_kv_heads, 1, shape.num_query_heads));
+  if (shape.num_query_heads % shape.num_kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("num_query_heads is ", shape.num_query_heads,
+                                                   ", must be a multiple of num_kv_heads ",
+                                                   shape.num_kv_heads));
+  }
+  const int64_t num_frequencies = static_cast<int64_t>(shape.rope_inverse_frequencies.size());
+  return CheckRange("the number of rope_inverse_frequencies", num_frequencies, shape.head_dim / 2,
+                    shape.head_dim / 2);
+}
+
+absl::Status CheckLimits(const StepLimits& limits) {
+  constexpr int64_t kMaxCount = 1 << 20;
+  TIDAL_RETURN_IF_ERROR(CheckRange("max_batch_tokens", limits.max_batch_tokens, 1, kMaxCount));
+  TIDAL_RETURN_IF_ERROR(CheckRange("max_batch_sequences", limits.max_batch_sequences, 1, 1 << 14));
+  return CheckRange("max_model_len", limits.max_model_len, 1, 1 << 26);
+}
+
+absl::Status CheckStep(const StepBatch& batch, const ModelShape& shape, const StepLimits& limits,
+                       int32_t num_blocks) {
+  TIDAL_RETURN_IF_ERROR(CheckRange("number of chunks in a step",
+                                   static_cast<int64_t>(batch.chunks.size()), 1,
+                                   limits.max_batch_sequences));
+  TIDAL_RETURN_IF_ERROR(
+      CheckRange("number of tokens in a step", batch.num_tokens(), 1, limits.max_batch_tokens));
+  for (const SequenceChunk& chunk : batch.chunks) {
+    TIDAL_RETURN_IF_ERROR(CheckChunk(chunk, shape, limits, num_blocks));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace tidal
