@@ -11,11 +11,15 @@
 #include "engine/block_manager.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/cpu/cpu_backend.h"
+#include "engine/cuda_plugin.h"
 
 namespace tidal {
 namespace {
 
 constexpr int32_t kDefaultCpuBatchTokens = 512;
+constexpr int32_t kDefaultCudaBatchTokens = 4096;
+constexpr double kDefaultCpuMemoryFraction = 0.5;
+constexpr double kDefaultCudaMemoryFraction = 0.9;
 constexpr uint64_t kDummyWeightsSeed = 1;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadModelTokenizer(const ModelLoadOptions& options,
@@ -36,14 +40,19 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadModelTokenizer(const ModelLoadOpt
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const ModelLoadOptions& options,
-                                                       const ModelShape& shape,
+                                                       const ModelConfig& config, Device device,
                                                        const StepLimits& limits) {
-  if (options.device == Device::kCuda) {
-    return absl::UnimplementedError("device: cuda is not served by this build; use cpu or auto");
+  if (device == Device::kCuda) {
+    const bool is_half = config.checkpoint_dtype == DType::kFloat16;
+    return CreateCudaBackend(
+        config.shape, limits,
+        {.memory_fraction =
+             options.memory_fraction > 0.0 ? options.memory_fraction : kDefaultCudaMemoryFraction,
+         .compute_type = is_half ? DType::kFloat16 : DType::kBFloat16});
   }
   const auto num_cores = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
   const int32_t num_threads = options.cpu_threads > 0 ? options.cpu_threads : num_cores;
-  return CreateCpuBackend(shape, limits, {.num_threads = num_threads});
+  return CreateCpuBackend(config.shape, limits, {.num_threads = num_threads});
 }
 
 absl::Status FillWeights(const ModelLoadOptions& options, const ModelConfig& config,
@@ -73,13 +82,16 @@ absl::StatusOr<int32_t> WantedModelLen(const ModelLoadOptions& options, const Mo
 }
 
 // Blocks that the memory holds, and no more than the running requests could ever fill.
-absl::StatusOr<int32_t> ChooseNumBlocks(const ModelLoadOptions& options, const Backend& backend,
-                                        int32_t wanted_model_len) {
+absl::StatusOr<int32_t> ChooseNumBlocks(const ModelLoadOptions& options, Device device,
+                                        const Backend& backend, int32_t wanted_model_len) {
   const int64_t available_bytes = backend.AvailableMemoryBytes();
-  const int64_t budget_bytes = options.kv_cache_memory_bytes > 0
-                                   ? options.kv_cache_memory_bytes
-                                   : static_cast<int64_t>(options.kv_cache_memory_fraction *
-                                                          static_cast<double>(available_bytes));
+  const double fraction = device == Device::kCuda         ? 1.0  // the backend has applied it
+                          : options.memory_fraction > 0.0 ? options.memory_fraction
+                                                          : kDefaultCpuMemoryFraction;
+  const int64_t budget_bytes =
+      options.kv_cache_memory_bytes > 0
+          ? options.kv_cache_memory_bytes
+          : static_cast<int64_t>(fraction * static_cast<double>(available_bytes));
   const int64_t block_bytes = backend.kv_block_size_bytes();
   const int64_t most_useful =
       int64_t{NumBlocksFor(wanted_model_len)} * options.max_running_requests;
@@ -95,6 +107,35 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const ModelLoadOptions& options, const B
   return static_cast<int32_t>(num_blocks);
 }
 
+// The parts of a model that need a device.
+absl::Status LoadOnDevice(const ModelLoadOptions& options, Device device, ServingModel* model) {
+  TIDAL_ASSIGN_OR_RETURN(const int32_t wanted_model_len, WantedModelLen(options, model->config));
+  const int32_t default_batch_tokens =
+      device == Device::kCuda ? kDefaultCudaBatchTokens : kDefaultCpuBatchTokens;
+  model->max_batch_tokens = options.max_batch_tokens > 0
+                                ? options.max_batch_tokens
+                                : std::max(default_batch_tokens, options.max_running_requests);
+  if (options.max_running_requests < 1 || options.max_running_requests > model->max_batch_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_running_requests: ", options.max_running_requests, " is not in 1..",
+                     model->max_batch_tokens, ", the value of max_batch_tokens"));
+  }
+  TIDAL_ASSIGN_OR_RETURN(model->backend,
+                         CreateBackend(options, model->config, device,
+                                       {.max_batch_tokens = model->max_batch_tokens,
+                                        .max_batch_sequences = options.max_running_requests,
+                                        .max_model_len = wanted_model_len}));
+  TIDAL_RETURN_IF_ERROR(FillWeights(options, model->config, model->backend.get()));
+  TIDAL_ASSIGN_OR_RETURN(model->num_blocks,
+                         ChooseNumBlocks(options, device, *model->backend, wanted_model_len));
+  TIDAL_RETURN_IF_ERROR(model->backend->AllocateKvCache(model->num_blocks));
+  model->max_model_len = static_cast<int32_t>(
+      std::min<int64_t>(int64_t{model->num_blocks} * kBlockSize, wanted_model_len));
+  model->device = device;
+  model->runner = std::make_unique<BackendModelRunner>(model->backend.get(), model->plan);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
@@ -102,40 +143,24 @@ absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
   TIDAL_ASSIGN_OR_RETURN(LayerPlan plan,
                          LayerPlan::Create(config.shape.num_layers, options.layer_plan));
   TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, LoadModelTokenizer(options, config));
-  TIDAL_ASSIGN_OR_RETURN(const int32_t wanted_model_len, WantedModelLen(options, config));
-
-  const int32_t max_batch_tokens =
-      options.max_batch_tokens > 0 ? options.max_batch_tokens
-                                   : std::max(kDefaultCpuBatchTokens, options.max_running_requests);
-  if (options.max_running_requests < 1 || options.max_running_requests > max_batch_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_running_requests: ", options.max_running_requests, " is not in 1..",
-                     max_batch_tokens, ", the value of max_batch_tokens"));
-  }
-  TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                         CreateBackend(options, config.shape,
-                                       {.max_batch_tokens = max_batch_tokens,
-                                        .max_batch_sequences = options.max_running_requests,
-                                        .max_model_len = wanted_model_len}));
-  TIDAL_RETURN_IF_ERROR(FillWeights(options, config, backend.get()));
-  TIDAL_ASSIGN_OR_RETURN(const int32_t num_blocks,
-                         ChooseNumBlocks(options, *backend, wanted_model_len));
-  TIDAL_RETURN_IF_ERROR(backend->AllocateKvCache(num_blocks));
-
-  const auto num_cache_tokens =
-      static_cast<int32_t>(std::min<int64_t>(int64_t{num_blocks} * kBlockSize, wanted_model_len));
-  auto runner = std::make_unique<BackendModelRunner>(backend.get(), plan);
   const auto path = std::filesystem::path(options.model_path).lexically_normal();
   const auto name = path.has_filename() ? path.filename() : path.parent_path().filename();
-  return ServingModel{.name = name.string(),
-                      .config = std::move(config),
-                      .tokenizer = std::move(tokenizer),
-                      .backend = std::move(backend),
-                      .plan = std::move(plan),
-                      .runner = std::move(runner),
-                      .max_model_len = num_cache_tokens,
-                      .max_batch_tokens = max_batch_tokens,
-                      .num_blocks = num_blocks};
+  ServingModel model = {.name = name.string(),
+                        .config = std::move(config),
+                        .tokenizer = std::move(tokenizer),
+                        .backend = nullptr,
+                        .plan = std::move(plan),
+                        .runner = nullptr};
+
+  if (options.device == Device::kAuto) {
+    const absl::Status status = LoadOnDevice(options, Device::kCuda, &model);
+    if (status.ok()) return model;
+    options.on_warning(absl::StrCat("serving on the CPU: CUDA cannot: ", status.message()));
+    model.backend.reset();
+  }
+  const Device device = options.device == Device::kCuda ? Device::kCuda : Device::kCpu;
+  TIDAL_RETURN_IF_ERROR(LoadOnDevice(options, device, &model));
+  return model;
 }
 
 }  // namespace tidal

@@ -4,10 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "engine/backend/backend.h"
 #include "engine/checkpoint/model_config.h"
 #include "engine/layer_plan.h"
@@ -16,7 +18,11 @@
 
 namespace tidal {
 
-enum class Device : uint8_t { kAuto, kCpu, kCuda };
+enum class Device : uint8_t {
+  kAuto,  // CUDA where it can serve the model, else the CPU with a warning that says why
+  kCpu,
+  kCuda,
+};
 enum class LoadFormat : uint8_t {
   kAuto,   // the directory's safetensors files
   kDummy,  // random weights; config.json alone is enough
@@ -31,15 +37,19 @@ struct ModelLoadOptions {
   int32_t max_model_len = 0;
   int32_t max_batch_tokens = 0;  // 0 = the device's default
   int32_t max_running_requests = 0;
-  int64_t kv_cache_memory_bytes = 0;      // 0 = by kv_cache_memory_fraction
-  double kv_cache_memory_fraction = 0.5;  // of what is free once weights and workspaces are there
+  int64_t kv_cache_memory_bytes = 0;  // 0 = by memory_fraction
+  // On CUDA, of the device's memory, for weights, workspaces and KV cache together (0 = 0.9). On
+  // the CPU, of the memory that is free beside weights and workspaces, for the KV cache (0 = 0.5).
+  double memory_fraction = 0.0;
   LayerPlanOptions layer_plan = {};
+  std::function<void(absl::string_view)> on_warning = [](absl::string_view) {};
 };
 
 struct ServingModel {
   std::string name;  // the directory's last component
   ModelConfig config;
   std::unique_ptr<Tokenizer> tokenizer;  // null where a dummy has none
+  Device device = Device::kCpu;          // never kAuto
   std::unique_ptr<Backend> backend;
   LayerPlan plan;
   std::unique_ptr<ModelRunner> runner;  // on `backend`
@@ -49,8 +59,8 @@ struct ServingModel {
 };
 
 // INVALID_ARGUMENT names an option that does not suit the checkpoint; RESOURCE_EXHAUSTED names
-// needed and available bytes and the longest context that would fit; UNIMPLEMENTED a device that
-// this build does not have.
+// needed and available bytes and the longest context that would fit; UNAVAILABLE says what kCuda
+// lacks: the plugin, a library, the driver or a device.
 absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options);
 
 }  // namespace tidal

@@ -43,8 +43,8 @@ ABSL_FLAG(int64_t, max_queued_tokens, 4 << 20, "Most prompt tokens of all reques
 ABSL_FLAG(ByteSize, kv_cache_memory, ByteSize{},
           "Size of the KV cache, as in 4GiB; 0 = by fraction");
 ABSL_FLAG(double, gpu_memory_fraction, 0.0,
-          "Share of the device's memory left beside the weights that the KV cache takes where "
-          "--kv_cache_memory is 0; 0 = the device's default");
+          "On a GPU, the share of its memory for weights, workspaces and KV cache together; on the "
+          "CPU, of the memory left beside the weights, for the KV cache; 0 = 0.9 and 0.5");
 ABSL_FLAG(int32_t, cpu_threads, 0, "Threads of the CPU backend; 0 = all cores");
 ABSL_FLAG(std::string, attention, "tidal",
           "tidal, full or quest: what requests get that ask for none");
@@ -166,7 +166,7 @@ absl::Status ReadModelFlags(ModelLoadOptions* model) {
     return absl::InvalidArgumentError(
         absl::StrCat("--gpu_memory_fraction: ", fraction, " is not in [0, 1]"));
   }
-  if (fraction > 0.0) model->kv_cache_memory_fraction = fraction;
+  if (fraction > 0.0) model->memory_fraction = fraction;
   TIDAL_ASSIGN_OR_RETURN(model->layer_plan.full_layers,
                          ParseLayers("full_layers", absl::GetFlag(FLAGS_full_layers)));
   TIDAL_ASSIGN_OR_RETURN(model->layer_plan.selection_layers,

@@ -44,7 +44,11 @@ AttentionOptions ResolveAttention(const AttentionConfig& config, const ModelShap
 
 absl::Status ServingModelState::Load(const ServerConfig& config, EngineObserver* observer,
                                      PrometheusMetrics* metrics) {
-  TIDAL_ASSIGN_OR_RETURN(model_, LoadServingModel(config.model));
+  ModelLoadOptions load_options = config.model;
+  load_options.on_warning = [](absl::string_view message) {
+    Log(LogLevel::warn, std::string(message));
+  };
+  TIDAL_ASSIGN_OR_RETURN(model_, LoadServingModel(load_options));
   const EngineOptions options = EngineOptionsFor(*model_, config);
   engine_ = std::make_unique<Engine>(options, model_->plan, model_->runner.get(),
                                      model_->tokenizer.get(), Clock::Monotonic(), observer);

@@ -62,7 +62,7 @@ absl::StatusOr<ModelLoadOptions> LoadOptionsFromFlags(int32_t max_streams) {
                            .cpu_threads = absl::GetFlag(FLAGS_cpu_threads),
                            .max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens),
                            .max_running_requests = max_streams,
-                           .kv_cache_memory_fraction = 0.8};
+                           .memory_fraction = 0.8};
   if (options.model_path.empty()) return absl::InvalidArgumentError("--model_path is missing");
   if (options.max_batch_tokens < kBlockSize) {
     return absl::InvalidArgumentError(
@@ -183,7 +183,8 @@ absl::Status Run(const std::string& command) {
                          ParseIntegers("contexts", absl::GetFlag(FLAGS_contexts), 1, 1 << 24));
   const int32_t max_streams =
       command == "decode" ? *std::max_element(streams.begin(), streams.end()) : 1;
-  TIDAL_ASSIGN_OR_RETURN(const ModelLoadOptions options, LoadOptionsFromFlags(max_streams));
+  TIDAL_ASSIGN_OR_RETURN(ModelLoadOptions options, LoadOptionsFromFlags(max_streams));
+  options.on_warning = [](absl::string_view warning) { std::cerr << warning << "\n"; };
   TIDAL_ASSIGN_OR_RETURN(ServingModel model, LoadServingModel(options));
   std::cout << model.name << " on " << model.backend->description() << "\n";
   return command == "decode" ? RunDecode(&model, streams, contexts) : RunPrefill(&model, contexts);

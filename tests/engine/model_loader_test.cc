@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "tests/engine/checkpoint/temp_directory.h"
 
@@ -117,12 +118,31 @@ TEST_F(ModelLoaderTest, RefusesMoreRequestsThanAStepHasTokens) {
               HasSubstr("max_running_requests: 33 is not in 1..32"));
 }
 
-TEST_F(ModelLoaderTest, RefusesADeviceThatThisBuildLacks) {
+// Heads of 32 are not served by CUDA, so this holds on a machine with a GPU too.
+TEST_F(ModelLoaderTest, SaysWhatCudaLacks) {
   ModelLoadOptions options = Options();
   options.device = Device::kCuda;
   const auto model = LoadServingModel(options);
-  EXPECT_EQ(model.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(Message(model), HasSubstr("device: cuda"));
+  if (model.status().code() == absl::StatusCode::kInvalidArgument) {
+    EXPECT_THAT(Message(model), HasSubstr("head_dim is 32"));
+  } else {
+    EXPECT_EQ(model.status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(Message(model), ::testing::AnyOf(HasSubstr("libtidal_cuda.so"), HasSubstr("NVIDIA"),
+                                                 HasSubstr("CUDA plugin")));
+  }
+}
+
+TEST_F(ModelLoaderTest, FallsBackToTheCpuWithAWarning) {
+  ModelLoadOptions options = Options();
+  std::vector<std::string> warnings;
+  options.on_warning = [&](absl::string_view warning) { warnings.emplace_back(warning); };
+  const auto model = LoadServingModel(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->device, Device::kCpu);
+  EXPECT_THAT(warnings, ::testing::ElementsAre(HasSubstr("serving on the CPU: CUDA cannot: ")));
+  options.device = Device::kCpu;
+  ASSERT_TRUE(LoadServingModel(options).ok());
+  EXPECT_EQ(warnings.size(), 1u);
 }
 
 TEST_F(ModelLoaderTest, NeedsATokenizerUnlessItIsADummy) {

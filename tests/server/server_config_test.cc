@@ -106,7 +106,7 @@ TEST_F(ServerConfigTest, ReadsEveryFlag) {
   EXPECT_EQ(config->max_queued_requests, 4);
   EXPECT_EQ(config->max_queued_tokens, 5);
   EXPECT_EQ(config->model.kv_cache_memory_bytes, int64_t{4} << 30);
-  EXPECT_EQ(config->model.kv_cache_memory_fraction, 0.25);
+  EXPECT_EQ(config->model.memory_fraction, 0.25);
   EXPECT_EQ(config->model.cpu_threads, 2);
   EXPECT_EQ(config->attention.mode, AttentionMode::kFull);
   EXPECT_EQ(config->attention.selection.token_budget, 512);
