@@ -24,6 +24,7 @@ constexpr uint64_t kDummyWeightsSeed = 1;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadModelTokenizer(const ModelLoadOptions& options,
                                                               const ModelConfig& config) {
+  if (options.load_format == LoadFormat::kDummy && options.dummy_config.has_value()) return nullptr;
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(options.model_path);
   if (!tokenizer.ok()) {
     const bool can_do_without =
@@ -139,7 +140,10 @@ absl::Status LoadOnDevice(const ModelLoadOptions& options, Device device, Servin
 }  // namespace
 
 absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
-  TIDAL_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(options.model_path));
+  const bool is_given =
+      options.load_format == LoadFormat::kDummy && options.dummy_config.has_value();
+  TIDAL_ASSIGN_OR_RETURN(ModelConfig config,
+                         is_given ? *options.dummy_config : LoadModelConfig(options.model_path));
   TIDAL_ASSIGN_OR_RETURN(LayerPlan plan,
                          LayerPlan::Create(config.shape.num_layers, options.layer_plan));
   TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, LoadModelTokenizer(options, config));

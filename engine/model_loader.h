@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -31,6 +32,8 @@ enum class LoadFormat : uint8_t {
 struct ModelLoadOptions {
   std::string model_path;
   LoadFormat load_format = LoadFormat::kAuto;
+  // With kDummy, instead of the config.json of model_path, which is then only a name.
+  std::optional<ModelConfig> dummy_config = std::nullopt;
   Device device = Device::kAuto;
   int32_t cpu_threads = 0;  // 0 = all cores
   // 0 = the checkpoint's, or what the KV cache holds or the sliding window spans if that is less.

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/backend/attention.h"
 #include "engine/backend/model_shape.h"
@@ -111,6 +112,10 @@ class Backend {
   // [sets][token_budget], where sets is the number of query heads, KV heads, or 1, by the scope.
   virtual absl::Status ReadSelection(int32_t chunk_index,
                                      std::vector<std::vector<int32_t>>* positions) = 0;
+
+  // Bytes a second that the device reads memory with at best, measured now over more than its
+  // caches hold: the ceiling for decoding. After AllocateKvCache.
+  virtual absl::StatusOr<double> MeasureReadBandwidth() = 0;
 };
 
 }  // namespace tidal

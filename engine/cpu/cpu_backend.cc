@@ -15,6 +15,7 @@
 #include "engine/cpu/kv_cache.h"
 #include "engine/cpu/matmul.h"
 #include "engine/cpu/memory.h"
+#include "engine/cpu/read_bandwidth.h"
 #include "engine/cpu/rotary.h"
 #include "engine/cpu/sampler.h"
 #include "engine/cpu/step_tables.h"
@@ -62,6 +63,9 @@ class CpuBackend final : public Backend {
   absl::Status ReadLogits(std::vector<float>* logits) override;
   absl::Status ReadSelection(int32_t chunk_index,
                              std::vector<std::vector<int32_t>>* positions) override;
+  absl::StatusOr<double> MeasureReadBandwidth() override {
+    return cpu::MeasureReadBandwidth(&pool_);
+  }
 
  private:
   // Activations, a row for each of the step's tokens.
