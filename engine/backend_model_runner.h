@@ -20,6 +20,7 @@ class BackendModelRunner : public ModelRunner {
                            absl::Span<const int32_t> generated_token_ids) override;
   absl::Status Launch(const StepBatch& batch) override;
   absl::Status Collect(std::vector<SampledToken>* sampled) override;
+  int32_t max_steps_in_flight() const override { return backend_->max_steps_in_flight(); }
 
  private:
   Backend* const backend_;

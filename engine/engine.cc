@@ -22,10 +22,8 @@ std::vector<int32_t> EndingTokens(const Request& request, const std::vector<int3
   return ids;
 }
 
-StepKind KindOf(const StepReport& report, size_t num_decodes) {
-  if (report.num_prefill_tokens == 0) return StepKind::kDecode;
-  return num_decodes == 0 ? StepKind::kPrefill : StepKind::kMixed;
-}
+// The input of a decode whose token is drawn by a step in flight.
+constexpr int32_t kUnreadToken[] = {kLastSampledToken};
 
 }  // namespace
 
@@ -158,6 +156,7 @@ absl::Status Engine::health() const {
 
 void Engine::Run() {
   absl::Status fault;
+  bool stopping = false;
   while (true) {
     Inbox inbox = TakeInbox();
     for (Submission& submission : inbox.submissions) Accept(std::move(submission));
@@ -165,14 +164,17 @@ void Engine::Run() {
       const auto it = sequences_.find(cancellation.ticket);
       if (it != sequences_.end()) Fail(it->second.get(), cancellation.reason);
     }
-    if (inbox.stop_reason.has_value()) return FailAll(*inbox.stop_reason);
+    if (inbox.stop_reason.has_value()) FailAll(*inbox.stop_reason);
     ExpireDeadlines();
     try {
-      fault = Step();
+      // After a stop nothing is left to launch, and what computes still is waited for.
+      fault = Advance();
     } catch (const std::exception& exception) {
       fault = absl::InternalError(absl::StrCat("exception in a step: ", exception.what()));
     }
     if (!fault.ok()) break;
+    if (inbox.stop_reason.has_value()) stopping = true;
+    if (stopping && in_flight_.empty()) return;
   }
   const absl::Status closed =
       absl::InternalError(absl::StrCat("the engine has failed: ", fault.message()));
@@ -187,7 +189,7 @@ void Engine::Run() {
 
 Engine::Inbox Engine::TakeInbox() {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (sequences_.empty()) {
+  if (sequences_.empty() && in_flight_.empty()) {
     inbox_filled_.wait(lock, [this] { return !inbox_.empty(); });
     MarkProgress();
   }
@@ -223,34 +225,30 @@ void Engine::ExpireDeadlines() {
   }
 }
 
-absl::Status Engine::Step() {
-  const absl::Time begin = clock_->Now();
-  const StepPlan plan = scheduler_.PlanStep();
+absl::Status Engine::Advance() {
+  TIDAL_ASSIGN_OR_RETURN(const bool launched, LaunchStep());
+  const auto most = static_cast<size_t>(runner_->max_steps_in_flight());
+  if (in_flight_.empty() || (launched && in_flight_.size() < most)) return absl::OkStatus();
+  return CollectStep();
+}
+
+absl::StatusOr<bool> Engine::LaunchStep() {
+  const StepPlan plan = scheduler_.PlanStep(/*may_preempt=*/in_flight_.empty());
   for (const Sequence* sequence : plan.preempted) observer_->OnPreemption(sequence->request.id);
   if (plan.chunks.empty()) {
-    TIDAL_CHECK(sequences_.empty(), "where a sequence is left, a step computes something");
-    return absl::OkStatus();
+    TIDAL_CHECK(sequences_.empty() || !in_flight_.empty(),
+                "where a sequence is left, a step computes something");
+    return false;
   }
   TIDAL_RETURN_IF_ERROR(BindAdmitted(plan));
   PublishLoad();
-  StepReport report;
-  AccountAttention(plan, &report);
   BuildBatch(plan);
+  StepInFlight step = Describe(plan);
+  Scheduler::MarkLaunched(plan);
   MarkProgress();
   TIDAL_RETURN_IF_ERROR(runner_->Launch(batch_));
-  std::vector<SampledToken> sampled;
-  TIDAL_RETURN_IF_ERROR(runner_->Collect(&sampled));
-  MarkProgress();
-
-  report.num_generated_tokens = static_cast<int32_t>(sampled.size());
-  report.duration = clock_->Now() - begin;
-  // Before the requests' owners hear of the tokens, so that what they see afterwards is true.
-  observer_->OnStep(report);
-  Scheduler::MarkComputed(plan);
-  ReportProgress(plan);
-  DeliverTokens(plan, std::move(sampled));
-  PublishLoad();
-  return absl::OkStatus();
+  in_flight_.push_back(std::move(step));
+  return true;
 }
 
 absl::Status Engine::BindAdmitted(const StepPlan& plan) {
@@ -276,10 +274,12 @@ void Engine::BuildBatch(const StepPlan& plan) {
     // Prefill is always full attention, and so is whatever the budget covers whole.
     const bool runs_full =
         !chunk.is_decode || num_context_tokens <= attention.selection.token_budget;
+    const bool is_read = sequence.num_computed_tokens < sequence.num_tokens();
     batch_.chunks.push_back(
-        {.token_ids = absl::MakeConstSpan(sequence.token_ids)
-                          .subspan(static_cast<size_t>(sequence.num_computed_tokens),
-                                   static_cast<size_t>(chunk.num_tokens)),
+        {.token_ids = is_read ? absl::MakeConstSpan(sequence.token_ids)
+                                    .subspan(static_cast<size_t>(sequence.num_computed_tokens),
+                                             static_cast<size_t>(chunk.num_tokens))
+                              : absl::MakeConstSpan(kUnreadToken),
          .num_context_tokens = num_context_tokens,
          .block_table = sequence.block_table,
          .mode = runs_full ? AttentionMode::kFull : attention.mode,
@@ -289,57 +289,106 @@ void Engine::BuildBatch(const StepPlan& plan) {
   }
 }
 
-void Engine::AccountAttention(const StepPlan& plan, StepReport* report) {
+Engine::StepInFlight Engine::Describe(const StepPlan& plan) const {
+  StepInFlight step;
+  step.launch_time = clock_->Now();
+  step.report.num_sequences = static_cast<int32_t>(plan.chunks.size());
+  bool has_decodes = false;
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    step.chunks.push_back(Describe(chunk));
+    has_decodes = has_decodes || chunk.is_decode;
+    if (chunk.is_decode) continue;
+    step.report.num_prefill_tokens += chunk.num_tokens;
+    if (chunk.sequence->num_preemptions > 0) step.report.num_recomputed_tokens += chunk.num_tokens;
+  }
+  step.report.kind = step.report.num_prefill_tokens == 0 ? StepKind::kDecode
+                     : has_decodes                       ? StepKind::kMixed
+                                                         : StepKind::kPrefill;
+  return step;
+}
+
+Engine::LaunchedChunk Engine::Describe(const ScheduledChunk& chunk) const {
+  const Sequence& sequence = *chunk.sequence;
+  LaunchedChunk launched = {.ticket = sequence.ticket,
+                            .is_decode = chunk.is_decode,
+                            .samples = chunk.samples(),
+                            .num_computed_tokens = sequence.num_computed_tokens + chunk.num_tokens};
+  if (chunk.is_decode) {
+    const AttentionOptions& attention = sequence.request.attention;
+    const int64_t num_context_tokens = launched.num_computed_tokens;
+    launched.num_available_tokens = plan_.num_layers() * num_context_tokens;
+    launched.num_attended_tokens =
+        plan_.AttendedTokens(attention.mode, attention.selection, num_context_tokens);
+  }
+  return launched;
+}
+
+absl::Status Engine::CollectStep() {
+  std::vector<SampledToken> sampled;
+  TIDAL_RETURN_IF_ERROR(runner_->Collect(&sampled));
+  MarkProgress();
+  const StepInFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  const absl::Time now = clock_->Now();
+  StepReport report = step.report;
+  report.duration = now - std::max(step.launch_time, last_step_end_);
+  last_step_end_ = now;
+  AccountAttention(step, &report);
+  // Before the requests' owners hear of the tokens, so that what they see afterwards is true.
+  observer_->OnStep(report);
+  ReportProgress(step);
+  DeliverTokens(step, std::move(sampled));
+  PublishLoad();
+  return absl::OkStatus();
+}
+
+Sequence* Engine::FindSequence(RequestTicket ticket) {
+  const auto it = sequences_.find(ticket);
+  return it == sequences_.end() ? nullptr : it->second.get();
+}
+
+void Engine::AccountAttention(const StepInFlight& step, StepReport* report) {
   const auto num_selection_layers =
       static_cast<int32_t>(plan_.LayersWithRole(LayerRole::kSelect).size());
-  size_t num_decodes = 0;
-  for (const ScheduledChunk& chunk : plan.chunks) {
-    Sequence* sequence = chunk.sequence;
-    ++report->num_sequences;
-    if (!chunk.is_decode) {
-      report->num_prefill_tokens += chunk.num_tokens;
-      if (sequence->num_preemptions > 0) report->num_recomputed_tokens += chunk.num_tokens;
-      continue;
-    }
-    ++num_decodes;
-    const AttentionOptions& attention = sequence->request.attention;
-    const int64_t num_context_tokens = sequence->num_computed_tokens + 1;
-    const int64_t num_available = plan_.num_layers() * num_context_tokens;
-    const int64_t num_attended =
-        plan_.AttendedTokens(attention.mode, attention.selection, num_context_tokens);
-    sequence->num_available_tokens += num_available;
-    sequence->num_attended_tokens += num_attended;
-    report->num_available_tokens += num_available;
-    report->num_attended_tokens += num_attended;
-    if (num_attended < num_available) report->num_selections += num_selection_layers;
-  }
-  report->kind = KindOf(*report, num_decodes);
-}
-
-void Engine::ReportProgress(const StepPlan& plan) {
-  for (const ScheduledChunk& chunk : plan.chunks) {
-    const Sequence& sequence = *chunk.sequence;
-    if (sequence.num_generated_tokens() == 0) {
-      sequence.observer->OnProgress(sequence.num_computed_tokens, sequence.num_prompt_tokens());
+  for (const LaunchedChunk& chunk : step.chunks) {
+    Sequence* sequence = FindSequence(chunk.ticket);
+    if (sequence == nullptr) continue;
+    if (chunk.samples) ++report->num_generated_tokens;
+    sequence->num_available_tokens += chunk.num_available_tokens;
+    sequence->num_attended_tokens += chunk.num_attended_tokens;
+    report->num_available_tokens += chunk.num_available_tokens;
+    report->num_attended_tokens += chunk.num_attended_tokens;
+    if (chunk.num_attended_tokens < chunk.num_available_tokens) {
+      report->num_selections += num_selection_layers;
     }
   }
 }
 
-void Engine::DeliverTokens(const StepPlan& plan, std::vector<SampledToken> sampled) {
+void Engine::ReportProgress(const StepInFlight& step) {
+  for (const LaunchedChunk& chunk : step.chunks) {
+    const Sequence* sequence = FindSequence(chunk.ticket);
+    if (sequence == nullptr || sequence->num_generated_tokens() > 0) continue;
+    sequence->observer->OnProgress(chunk.num_computed_tokens, sequence->num_prompt_tokens());
+  }
+}
+
+void Engine::DeliverTokens(const StepInFlight& step, std::vector<SampledToken> sampled) {
   const absl::Time now = clock_->Now();
-  size_t num_delivered = 0;
-  for (const ScheduledChunk& chunk : plan.chunks) {
-    // MarkComputed has run: a chunk drew a token where nothing is left to compute.
-    if (chunk.sequence->num_computed_tokens < chunk.sequence->num_tokens()) continue;
-    TIDAL_CHECK(num_delivered < sampled.size(), "each chunk that samples yields a token");
-    Deliver(chunk.sequence, std::move(sampled[num_delivered++]), now);
+  size_t num_sampled = 0;
+  for (const LaunchedChunk& chunk : step.chunks) {
+    if (!chunk.samples) continue;
+    TIDAL_CHECK(num_sampled < sampled.size(), "each chunk that samples yields a token");
+    SampledToken& token = sampled[num_sampled++];
+    // A sequence that has ended meanwhile wants no more.
+    Sequence* sequence = FindSequence(chunk.ticket);
+    if (sequence != nullptr) Deliver(sequence, std::move(token), now);
   }
-  TIDAL_CHECK(num_delivered == sampled.size(), "no token without a chunk that samples");
+  TIDAL_CHECK(num_sampled == sampled.size(), "no token without a chunk that samples");
 }
 
 void Engine::Deliver(Sequence* sequence, SampledToken token, absl::Time now) {
   const int32_t token_id = token.token_id;
-  sequence->token_ids.push_back(token_id);
+  sequence->AppendToken(token_id);
   if (sequence->num_generated_tokens() == 1) {
     sequence->first_token_time = now;
     observer_->OnFirstToken(now - sequence->request.arrival_time);

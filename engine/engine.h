@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -118,13 +119,39 @@ class Engine {
   void Accept(Submission submission);
   void ExpireDeadlines();
 
-  // Plans and computes one step; an error is a fault of the backend.
-  absl::Status Step();
+  // A chunk of a step in flight. Its sequence may end before the step does.
+  struct LaunchedChunk {
+    RequestTicket ticket;
+    bool is_decode;
+    bool samples;
+    int32_t num_computed_tokens;  // of the sequence, once this chunk is
+    // Of a decode, summed over layers.
+    int64_t num_attended_tokens = 0;
+    int64_t num_available_tokens = 0;
+  };
+  struct StepInFlight {
+    std::vector<LaunchedChunk> chunks;
+    StepReport report;  // what is known at the launch
+    absl::Time launch_time;
+  };
+
+  // Launches the next step, and collects the oldest where no more may be in flight or nothing is
+  // to be launched: what a step's tokens cost on the host is spent while the next one computes. An
+  // error is a fault of the backend.
+  absl::Status Advance();
+  // Whether a step was launched.
+  absl::StatusOr<bool> LaunchStep();
   absl::Status BindAdmitted(const StepPlan& plan);
   void BuildBatch(const StepPlan& plan);
-  void AccountAttention(const StepPlan& plan, StepReport* report);
-  void ReportProgress(const StepPlan& plan);
-  void DeliverTokens(const StepPlan& plan, std::vector<SampledToken> sampled);
+  StepInFlight Describe(const StepPlan& plan) const;
+  LaunchedChunk Describe(const ScheduledChunk& chunk) const;
+
+  absl::Status CollectStep();
+  void AccountAttention(const StepInFlight& step, StepReport* report);
+  void ReportProgress(const StepInFlight& step);
+  void DeliverTokens(const StepInFlight& step, std::vector<SampledToken> sampled);
+  // Null where it has ended.
+  Sequence* FindSequence(RequestTicket ticket);
 
   // Appends a drawn token, tells the observer, and ends the sequence where it is time.
   void Deliver(Sequence* sequence, SampledToken token, absl::Time now);
@@ -149,6 +176,8 @@ class Engine {
   Scheduler scheduler_;                                                      // engine thread only
   absl::flat_hash_map<RequestTicket, std::unique_ptr<Sequence>> sequences_;  // engine thread only
   StepBatch batch_;                                                          // engine thread only
+  std::deque<StepInFlight> in_flight_;               // oldest first; engine thread only
+  absl::Time last_step_end_ = absl::InfinitePast();  // engine thread only
 
   std::atomic<int64_t> last_progress_nanos_{0};
 

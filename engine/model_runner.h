@@ -21,11 +21,15 @@ class ModelRunner {
                                    absl::Span<const int32_t> prompt_token_ids,
                                    absl::Span<const int32_t> generated_token_ids) = 0;
 
-  // Begins a step. The batch's spans must stay valid until its Collect returns.
+  // Begins a step. The batch's spans need not outlive the call.
   virtual absl::Status Launch(const StepBatch& batch) = 0;
 
   // Waits for the oldest step launched; one token for each of its chunks with `samples`, in order.
   virtual absl::Status Collect(std::vector<SampledToken>* sampled) = 0;
+
+  // How many steps may be launched and not yet collected; at least 1. Calls take effect in their
+  // order, as the seam says (backend/backend.h).
+  virtual int32_t max_steps_in_flight() const { return 1; }
 };
 
 }  // namespace tidal

@@ -31,27 +31,34 @@ void Scheduler::Remove(Sequence* sequence) {
   ReleaseResources(sequence);
 }
 
-StepPlan Scheduler::PlanStep() {
+StepPlan Scheduler::PlanStep(bool may_preempt) {
   StepPlan plan;
   num_tokens_left_ = options_.max_batch_tokens;
-  PlanDecodes(&plan);
+  PlanDecodes(may_preempt, &plan);
+  if (plan.needs_preemption) {
+    // Blocks that decodes have got meanwhile are theirs; they will need them.
+    plan.chunks.clear();
+    return plan;
+  }
   PlanPrefills(&plan);
   // What has just been taken from a sequence is not given to a newer one.
   if (plan.preempted.empty()) AdmitWaiting(&plan);
   return plan;
 }
 
-void Scheduler::MarkComputed(const StepPlan& plan) {
+void Scheduler::MarkLaunched(const StepPlan& plan) {
   for (const ScheduledChunk& chunk : plan.chunks) {
+    if (chunk.samples()) ++chunk.sequence->num_unread_tokens;
     chunk.sequence->num_computed_tokens += chunk.num_tokens;
   }
 }
 
-void Scheduler::PlanDecodes(StepPlan* plan) {
+void Scheduler::PlanDecodes(bool may_preempt, StepPlan* plan) {
   // Oldest first: preemption takes from the end, so what has been planned keeps its place.
-  for (auto it = running_.begin(); it != running_.end();) {
+  for (auto it = running_.begin(); it != running_.end() && !plan->needs_preemption;) {
     Sequence* sequence = *it;
-    if (!sequence->is_prefilling() && ReserveDecodeSlot(sequence, plan)) {
+    if (!sequence->is_prefilling() && !sequence->is_drawn_to_the_end() &&
+        ReserveDecodeSlot(sequence, may_preempt, plan)) {
       plan->chunks.push_back({.sequence = sequence, .num_tokens = 1, .is_decode = true});
       --num_tokens_left_;
     }
@@ -78,10 +85,14 @@ void Scheduler::AdmitWaiting(StepPlan* plan) {
   }
 }
 
-bool Scheduler::ReserveDecodeSlot(Sequence* sequence, StepPlan* plan) {
+bool Scheduler::ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan* plan) {
   const int32_t num_blocks_needed = NumBlocksFor(sequence->num_computed_tokens + 1);
   if (num_blocks_needed <= static_cast<int32_t>(sequence->block_table.size())) return true;
   while (!blocks_.Allocate(1, &sequence->block_table)) {
+    if (!may_preempt) {
+      plan->needs_preemption = true;
+      return false;
+    }
     Sequence* newest = *running_.rbegin();
     TIDAL_CHECK(newest != sequence || running_.size() > 1, "a sequence alone fits the KV cache");
     Preempt(newest, plan);

@@ -25,7 +25,7 @@ struct ScheduledChunk {
 
   // Whether the chunk's last token is the sequence's last, so that a new one is drawn.
   bool samples() const {
-    return sequence->num_computed_tokens + num_tokens == sequence->num_tokens();
+    return sequence->num_computed_tokens + num_tokens == sequence->num_tokens_ahead();
   }
 };
 
@@ -33,6 +33,7 @@ struct StepPlan {
   std::vector<ScheduledChunk> chunks;
   std::vector<Sequence*> admitted;   // have just got blocks and a sampler slot
   std::vector<Sequence*> preempted;  // have just lost theirs, and wait again
+  bool needs_preemption = false;     // which was not allowed; nothing else is planned then
 };
 
 class Scheduler {
@@ -46,12 +47,14 @@ class Scheduler {
   void Remove(Sequence* sequence);
 
   // Plans the next step and allocates the blocks it writes. When blocks run out for a decode, the
-  // newest sequence of the lowest priority is preempted. The plan is empty only where no sequence
-  // is left: a sequence alone always fits, as the engine refuses those that never would.
-  StepPlan PlanStep();
+  // newest sequence of the lowest priority is preempted. All tokens of a sequence must be read
+  // before it is, so where steps are in flight `may_preempt` is false, and the plan says that it
+  // would have had to. Otherwise the plan is empty only where every sequence is drawn to its end: a
+  // sequence alone always fits, as the engine refuses those that never would.
+  StepPlan PlanStep(bool may_preempt = true);
 
-  // The planned chunks' tokens are in the cache now.
-  static void MarkComputed(const StepPlan& plan);
+  // The step is launched: its chunks' tokens count as computed, and those it draws as drawn.
+  static void MarkLaunched(const StepPlan& plan);
 
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
@@ -70,12 +73,13 @@ class Scheduler {
   };
   using Queue = std::set<Sequence*, ComesBefore>;
 
-  void PlanDecodes(StepPlan* plan);
+  void PlanDecodes(bool may_preempt, StepPlan* plan);
   void PlanPrefills(StepPlan* plan);
   void AdmitWaiting(StepPlan* plan);
 
-  // Makes room for one more token; false where that cost the sequence itself its place.
-  bool ReserveDecodeSlot(Sequence* sequence, StepPlan* plan);
+  // Makes room for one more token; false where that cost the sequence itself its place, or would
+  // have cost another's.
+  bool ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan* plan);
   bool TryAdmit(Sequence* sequence);
   void Preempt(Sequence* sequence, StepPlan* plan);
   void AddPrefillChunk(Sequence* sequence, StepPlan* plan);

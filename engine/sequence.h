@@ -32,6 +32,8 @@ struct Sequence {
     return static_cast<int32_t>(request.prompt_token_ids.size());
   }
   int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+  // With those that are drawn by steps in flight.
+  int32_t num_tokens_ahead() const { return num_tokens() + num_unread_tokens; }
   int32_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens(); }
   absl::Span<const int32_t> generated_token_ids() const {
     return absl::MakeConstSpan(token_ids).subspan(request.prompt_token_ids.size());
@@ -40,9 +42,19 @@ struct Sequence {
   // Tokens that prefill computes: the whole prompt, or, after a preemption, everything but the last
   // generated token, which is then decoded as it would have been.
   int32_t num_prefill_tokens() const {
-    return num_generated_tokens() == 0 ? num_tokens() : num_tokens() - 1;
+    return num_tokens_ahead() == num_prompt_tokens() ? num_prompt_tokens() : num_tokens_ahead() - 1;
   }
   bool is_prefilling() const { return num_computed_tokens < num_prefill_tokens(); }
+  // Whether steps in flight draw all that it may have.
+  bool is_drawn_to_the_end() const {
+    return num_tokens_ahead() - num_prompt_tokens() >= request.stopping.max_new_tokens;
+  }
+
+  // A token that was drawn by a step that has ended.
+  void AppendToken(int32_t token_id) {
+    token_ids.push_back(token_id);
+    --num_unread_tokens;
+  }
 
   RequestStage stage() const;
   Usage usage() const;
@@ -54,9 +66,11 @@ struct Sequence {
   const std::shared_ptr<GenerationObserver> observer;
   OutputText output_text;
 
-  std::vector<int32_t> token_ids;  // prompt, then generated
-  // Tokens whose K and V are in the cache; less than num_tokens().
+  std::vector<int32_t> token_ids;  // prompt, then generated, as far as they have been read
+  // Tokens whose K and V are in the cache once the steps launched so far have run; less than
+  // num_tokens_ahead().
   int32_t num_computed_tokens = 0;
+  int32_t num_unread_tokens = 0;     // drawn by steps that are in flight
   std::vector<int32_t> block_table;  // blocks held; empty while waiting
   int32_t sampler_slot = -1;         // -1 while waiting
 

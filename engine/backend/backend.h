@@ -6,9 +6,11 @@
 // Life: create -> LoadWeights or FillRandomWeights -> AllocateKvCache -> any number of
 //   BindSampler* , BeginStep, Embed, { AttentionInput, Attention, AttentionOutput, Mlp } per layer,
 //   Sample, EndStep.
-// Stages may run asynchronously; EndStep waits for the oldest unfinished step. Not thread-safe: the
-// engine thread alone calls it. A Status other than OK from a stage is a device fault: the backend
-// is not used again.
+// Stages may run asynchronously, but in the order of the calls, those of several steps and
+// BindSampler alike: a block or a sampler slot may be given to another sequence while a step that
+// uses it is in flight. EndStep waits for the oldest unfinished step. Not thread-safe: the engine
+// thread alone calls it. A Status other than OK from a stage is a device fault: the backend is not
+// used again.
 #pragma once
 
 #include <cstdint>

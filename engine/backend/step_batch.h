@@ -1,6 +1,7 @@
 // What a backend computes in one step: chunks of sequences, each a run of successive positions.
 // A decode is a chunk of one token; prefill, the recomputation after a preemption and KV-cache
-// correction are longer ones. Spans are valid from BeginStep until EndStep returns.
+// correction are longer ones. Spans are valid from BeginStep until the last
+// stage of the step has been called.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <latch>
 #include <memory>
 #include <random>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "tests/engine/fake_clock.h"
 #include "tests/engine/fake_model_runner.h"
 #include "tests/engine/fake_tokenizer.h"
@@ -47,17 +49,20 @@ std::vector<int32_t> ExpectedTokens(std::vector<int32_t> history, int32_t count)
   return tokens;
 }
 
-class EngineTest : public ::testing::Test {
+// The parameter is the number of steps that may be in flight.
+class EngineTest : public ::testing::TestWithParam<int32_t> {
  protected:
   explicit EngineTest(EngineOptions options = SmallOptions()) { Reset(std::move(options)); }
 
   void Reset(EngineOptions options) {
     engine_.reset();
     runner_ = std::make_unique<FakeModelRunner>(
-        options.num_blocks, [this](const std::vector<int32_t>& history) {
+        options.num_blocks,
+        [this](const std::vector<int32_t>& history) {
           return next_token_ ? next_token_(history)
                              : 1 + FakeModelRunner::HashOfHistory(history, kVocabSize - 1);
-        });
+        },
+        GetParam());
     const LayerPlan plan =
         *LayerPlan::Create(8, {.full_layers = {{0, 1}}, .selection_layers = {{2, 4}}});
     engine_ = std::make_unique<Engine>(std::move(options), plan, runner_.get(), &tokenizer_,
@@ -104,7 +109,7 @@ class EngineTest : public ::testing::Test {
   int num_requests_ = 0;
 };
 
-TEST_F(EngineTest, GeneratesUpToTheLengthAskedFor) {
+TEST_P(EngineTest, GeneratesUpToTheLengthAskedFor) {
   const Request request = MakeRequest(20, 10);
   const std::vector<int32_t> expected = ExpectedTokens(request.prompt_token_ids, 10);
   engine_->Start();
@@ -120,14 +125,14 @@ TEST_F(EngineTest, GeneratesUpToTheLengthAskedFor) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
-TEST_F(EngineTest, ReportsProgressOfEachPrefillChunk) {
+TEST_P(EngineTest, ReportsProgressOfEachPrefillChunk) {
   engine_->Start();
   const auto generation = SubmitOk(MakeRequest(70, 2));
   generation->WaitForEnd();
   EXPECT_THAT(generation->progress(), ElementsAre(32, 64, 70));
 }
 
-TEST_F(EngineTest, EveryRequestYieldsWhatItWouldAlone) {
+TEST_P(EngineTest, EveryRequestYieldsWhatItWouldAlone) {
   engine_->Start();
   std::vector<std::vector<int32_t>> expected;
   std::vector<std::shared_ptr<RecordingGenerationObserver>> generations;
@@ -142,7 +147,7 @@ TEST_F(EngineTest, EveryRequestYieldsWhatItWouldAlone) {
   }
 }
 
-TEST_F(EngineTest, PreemptionChangesNoTokens) {
+TEST_P(EngineTest, PreemptionChangesNoTokens) {
   EngineOptions options = SmallOptions();
   options.num_blocks = 12;
   options.max_model_len = 192;
@@ -166,7 +171,7 @@ TEST_F(EngineTest, PreemptionChangesNoTokens) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
-TEST_F(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
+TEST_P(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
   next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : kEos; };
   engine_->Start();
   const auto generation = SubmitOk(MakeRequest(4, 100));
@@ -177,7 +182,7 @@ TEST_F(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
   EXPECT_THAT(generation->token_ids(), ElementsAre('a', 'a', kEos));
 }
 
-TEST_F(EngineTest, IgnoresTheEndOfSequenceTokenWhereAskedTo) {
+TEST_P(EngineTest, IgnoresTheEndOfSequenceTokenWhereAskedTo) {
   next_token_ = [](const std::vector<int32_t>&) { return kEos; };
   engine_->Start();
   Request request = MakeRequest(4, 5);
@@ -188,7 +193,7 @@ TEST_F(EngineTest, IgnoresTheEndOfSequenceTokenWhereAskedTo) {
   EXPECT_EQ(generation->token_ids().size(), 5u);
 }
 
-TEST_F(EngineTest, EndsAtAStopTokenAndCanShowIt) {
+TEST_P(EngineTest, EndsAtAStopTokenAndCanShowIt) {
   next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : '!'; };
   engine_->Start();
   Request request = MakeRequest(4, 100);
@@ -200,7 +205,7 @@ TEST_F(EngineTest, EndsAtAStopTokenAndCanShowIt) {
   EXPECT_EQ(generation->text(), "aa!");
 }
 
-TEST_F(EngineTest, EndsAtAStopStringAcrossTokens) {
+TEST_P(EngineTest, EndsAtAStopStringAcrossTokens) {
   const std::string output = "the end is near";
   next_token_ = [&output](const std::vector<int32_t>& history) {
     return static_cast<int32_t>(output[history.size() - 4]);
@@ -215,7 +220,7 @@ TEST_F(EngineTest, EndsAtAStopStringAcrossTokens) {
   EXPECT_EQ(generation->text(), "the ");
 }
 
-TEST_F(EngineTest, PassesTidalModeOnlyBeyondTheBudget) {
+TEST_P(EngineTest, PassesTidalModeOnlyBeyondTheBudget) {
   engine_->Start();
   Request request = MakeRequest(10, 12);
   request.attention = {.mode = AttentionMode::kTidal, .selection = {.token_budget = 16}};
@@ -236,7 +241,7 @@ TEST_F(EngineTest, PassesTidalModeOnlyBeyondTheBudget) {
   EXPECT_EQ(generation->finished()->usage.num_attended_tokens, attended);
 }
 
-TEST_F(EngineTest, RefusesWhatCanNeverFitWithNumbers) {
+TEST_P(EngineTest, RefusesWhatCanNeverFitWithNumbers) {
   EngineOptions options = SmallOptions();
   options.num_blocks = 10;
   Reset(options);
@@ -248,7 +253,7 @@ TEST_F(EngineTest, RefusesWhatCanNeverFitWithNumbers) {
   EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kNeverFits));
 }
 
-TEST_F(EngineTest, RunsARequestThatFillsTheWholeCache) {
+TEST_P(EngineTest, RunsARequestThatFillsTheWholeCache) {
   EngineOptions options = SmallOptions();
   options.num_blocks = 10;
   Reset(options);
@@ -258,7 +263,7 @@ TEST_F(EngineTest, RunsARequestThatFillsTheWholeCache) {
   EXPECT_EQ(generation->token_ids().size(), 60u);
 }
 
-TEST_F(EngineTest, RefusesALiveRequestId) {
+TEST_P(EngineTest, RefusesALiveRequestId) {
   const Request request = MakeRequest(4, 4);
   const auto first = SubmitOk(request);
   const auto second = engine_->Submit(request, std::make_shared<RecordingGenerationObserver>());
@@ -268,7 +273,7 @@ TEST_F(EngineTest, RefusesALiveRequestId) {
   SubmitOk(request)->WaitForEnd();
 }
 
-TEST_F(EngineTest, BoundsTheQueueByRequests) {
+TEST_P(EngineTest, BoundsTheQueueByRequests) {
   for (int i = 0; i < 16; ++i) SubmitOk(MakeRequest(4, 4));
   const auto refused =
       engine_->Submit(MakeRequest(4, 4), std::make_shared<RecordingGenerationObserver>());
@@ -277,7 +282,7 @@ TEST_F(EngineTest, BoundsTheQueueByRequests) {
   EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kQueuedRequests));
 }
 
-TEST_F(EngineTest, BoundsTheQueueByPromptTokens) {
+TEST_P(EngineTest, BoundsTheQueueByPromptTokens) {
   EngineOptions options = SmallOptions();
   options.max_queued_tokens = 100;
   Reset(options);
@@ -289,7 +294,7 @@ TEST_F(EngineTest, BoundsTheQueueByPromptTokens) {
   SubmitOk(MakeRequest(10, 4));
 }
 
-TEST_F(EngineTest, CancelsAQueuedRequest) {
+TEST_P(EngineTest, CancelsAQueuedRequest) {
   RequestTicket ticket = 0;
   const auto generation = SubmitOk(MakeRequest(4, 4), &ticket);
   engine_->Cancel(ticket, absl::CancelledError("gone"));
@@ -300,7 +305,7 @@ TEST_F(EngineTest, CancelsAQueuedRequest) {
   EXPECT_EQ(observer_.ended()[0].stage, RequestStage::kQueued);
 }
 
-TEST_F(EngineTest, CancelDuringPrefillFreesBlocksBeforeTheNextStep) {
+TEST_P(EngineTest, CancelDuringPrefillFreesBlocksBeforeTheNextStep) {
   std::latch entered(1);
   std::latch release(1);
   BlockFirstStep(&entered, &release);
@@ -316,7 +321,7 @@ TEST_F(EngineTest, CancelDuringPrefillFreesBlocksBeforeTheNextStep) {
   EXPECT_EQ(observer_.ended()[0].stage, RequestStage::kPrefill);
 }
 
-TEST_F(EngineTest, CancelDuringDecodeLeavesOthersAlone) {
+TEST_P(EngineTest, CancelDuringDecodeLeavesOthersAlone) {
   engine_->Start();
   const Request other = MakeRequest(4, 300);
   const std::vector<int32_t> expected = ExpectedTokens(other.prompt_token_ids, 300);
@@ -331,7 +336,7 @@ TEST_F(EngineTest, CancelDuringDecodeLeavesOthersAlone) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
-TEST_F(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
+TEST_P(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
   std::latch entered(1);
   std::latch release(1);
   BlockFirstStep(&entered, &release);
@@ -354,8 +359,8 @@ TEST_F(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
-TEST_F(EngineTest, PhasesAddUpToEndToEnd) {
-  runner_->set_on_launch([this](const StepBatch&) {
+TEST_P(EngineTest, PhasesAddUpToEndToEnd) {
+  runner_->set_on_collect([this] {
     clock_.Advance(absl::Milliseconds(10));
     return absl::OkStatus();
   });
@@ -375,7 +380,7 @@ TEST_F(EngineTest, PhasesAddUpToEndToEnd) {
             std::vector<absl::Duration>(4, absl::Milliseconds(10)));
 }
 
-TEST_F(EngineTest, AFaultFailsEveryRequestAndIsReported) {
+TEST_P(EngineTest, AFaultFailsEveryRequestAndIsReported) {
   runner_->set_on_launch([](const StepBatch&) { return absl::InternalError("device lost"); });
   const auto first = SubmitOk(MakeRequest(4, 4));
   const auto second = SubmitOk(MakeRequest(4, 4));
@@ -392,7 +397,97 @@ TEST_F(EngineTest, AFaultFailsEveryRequestAndIsReported) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInternal);
 }
 
-TEST_F(EngineTest, StopFailsWhatIsLiveWithItsReason) {
+TEST_P(EngineTest, AFaultInCollectFailsEveryRequestToo) {
+  runner_->set_on_collect([] { return absl::InternalError("device lost"); });
+  const auto generation = SubmitOk(MakeRequest(4, 4));
+  engine_->Start();
+  generation->WaitForEnd();
+  EXPECT_THAT(std::string(generation->failure().message()), HasSubstr("device lost"));
+  engine_->Stop(absl::OkStatus());
+  EXPECT_EQ(observer_.fault().code(), absl::StatusCode::kInternal);
+}
+
+// What is drawn for a sequence that has ended meanwhile is counted nowhere.
+TEST_P(EngineTest, CountsNoTokenBeyondTheEnd) {
+  next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 7 ? 1 : kEos; };
+  engine_->Start();
+  Request request = MakeRequest(4, 100);
+  request.attention = {.mode = AttentionMode::kTidal, .selection = {.token_budget = 2}};
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  engine_->Stop(absl::UnavailableError("the test is over"));
+  EXPECT_EQ(generation->token_ids(), (std::vector<int32_t>{1, 1, 1, kEos}));
+  const Usage usage = generation->finished()->usage;
+  EXPECT_EQ(usage.num_generated_tokens, 4);
+  int64_t num_generated = 0;
+  int64_t num_attended = 0;
+  int64_t num_available = 0;
+  for (const StepReport& step : observer_.steps()) {
+    num_generated += step.num_generated_tokens;
+    num_attended += step.num_attended_tokens;
+    num_available += step.num_available_tokens;
+  }
+  EXPECT_EQ(num_generated, 4);
+  EXPECT_EQ(num_attended, usage.num_attended_tokens);
+  EXPECT_EQ(num_available, usage.num_available_tokens);
+  EXPECT_EQ(num_available, 8 * (5 + 6 + 7));  // 8 layers, decodes with 5 to 7 tokens of context
+}
+
+TEST_P(EngineTest, NeverLaunchesADecodeBeyondTheLengthAskedFor) {
+  engine_->Start();
+  SubmitOk(MakeRequest(4, 6))->WaitForEnd();
+  engine_->Stop(absl::UnavailableError("the test is over"));
+  EXPECT_EQ(runner_->launched_steps().size(), 6u);
+}
+
+// A device that takes a while for each step, one after the other.
+class SlowDevice {
+ public:
+  explicit SlowDevice(FakeModelRunner* runner) {
+    runner->set_on_launch([this](const StepBatch&) {
+      free_at_ = std::max(free_at_, absl::Now()) + kStep;
+      ends_.push_back(free_at_);
+      return absl::OkStatus();
+    });
+    runner->set_on_collect([this] {
+      absl::SleepFor(ends_.front() - absl::Now());
+      ends_.pop_front();
+      return absl::OkStatus();
+    });
+  }
+
+  static constexpr absl::Duration kStep = absl::Milliseconds(10);
+
+ private:
+  absl::Time free_at_ = absl::InfinitePast();
+  std::deque<absl::Time> ends_;
+};
+
+class SlowReader : public RecordingGenerationObserver {
+ public:
+  void OnDelta(GenerationDelta delta) override {
+    absl::SleepFor(absl::Milliseconds(6));
+    RecordingGenerationObserver::OnDelta(std::move(delta));
+  }
+};
+
+TEST_P(EngineTest, WhatATokenCostsOnTheHostIsSpentWhileTheNextStepComputes) {
+  constexpr int32_t kNumTokens = 30;
+  SlowDevice device(runner_.get());
+  const auto reader = std::make_shared<SlowReader>();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(4, kNumTokens), reader).ok());
+  const absl::Time begin = absl::Now();
+  engine_->Start();
+  reader->WaitForEnd();
+  const double steps = absl::FDivDuration(absl::Now() - begin, SlowDevice::kStep * kNumTokens);
+  if (GetParam() == 1) {
+    EXPECT_GE(steps, 1.6);  // 10 ms and 6 ms a token
+  } else {
+    EXPECT_LT(steps, 1.4);  // 10 ms, and what a busy machine adds
+  }
+}
+
+TEST_P(EngineTest, StopFailsWhatIsLiveWithItsReason) {
   engine_->Start();
   const auto generation = SubmitOk(MakeRequest(4, 500));
   generation->WaitForTokens(1);
@@ -406,13 +501,13 @@ TEST_F(EngineTest, StopFailsWhatIsLiveWithItsReason) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST_F(EngineTest, WaitUntilIdleTimesOutWhileARequestLives) {
+TEST_P(EngineTest, WaitUntilIdleTimesOutWhileARequestLives) {
   SubmitOk(MakeRequest(4, 4));
   EXPECT_FALSE(engine_->WaitUntilIdle(absl::Milliseconds(1)));
 }
 
 // Threads that submit and cancel at random: every request ends once, and nothing is left behind.
-TEST_F(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
+TEST_P(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
   EngineOptions options = SmallOptions();
   options.num_blocks = 24;
   options.max_model_len = 200;
@@ -457,6 +552,9 @@ TEST_F(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
   EXPECT_EQ(load.num_waiting_prompt_tokens, 0);
   EXPECT_EQ(observer_.ended().size(), 400u);
 }
+
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, EngineTest, ::testing::Values(1, 2),
+                         ::testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace tidal

@@ -8,8 +8,11 @@
 
 namespace tidal {
 
-FakeModelRunner::FakeModelRunner(int32_t num_blocks, NextToken next_token)
-    : next_token_(std::move(next_token)), cache_(static_cast<size_t>(num_blocks) * kBlockSize) {}
+FakeModelRunner::FakeModelRunner(int32_t num_blocks, NextToken next_token,
+                                 int32_t max_steps_in_flight)
+    : next_token_(std::move(next_token)),
+      max_steps_in_flight_(max_steps_in_flight),
+      cache_(static_cast<size_t>(num_blocks) * kBlockSize) {}
 
 absl::Status FakeModelRunner::BindSampler(int32_t slot, const SamplingParams& /*params*/,
                                           absl::Span<const int32_t> prompt_token_ids,
@@ -27,7 +30,9 @@ absl::Status FakeModelRunner::Launch(const StepBatch& batch) {
   TIDAL_CHECK(batch.num_tokens() > 0, "a step computes something");
   std::set<int32_t> slots;
   LaunchedStep step;
-  sampled_.clear();
+  TIDAL_CHECK(static_cast<int32_t>(sampled_.size()) < max_steps_in_flight_,
+              "no more steps are in flight than allowed");
+  std::vector<SampledToken> sampled;
   for (const SequenceChunk& chunk : batch.chunks) {
     TIDAL_CHECK(slots.insert(chunk.sampler_slot).second, "no two chunks share a sampler slot");
     TIDAL_CHECK(chunk.num_tokens() > 0, "no chunk is empty");
@@ -41,8 +46,14 @@ absl::Status FakeModelRunner::Launch(const StepBatch& batch) {
     for (int32_t i = 0; i < chunk.num_tokens(); ++i) {
       const int32_t position = chunk.num_context_tokens - chunk.num_tokens() + i;
       const int32_t block = chunk.block_table[static_cast<size_t>(position / kBlockSize)];
-      cache_[static_cast<size_t>(block * kBlockSize + position % kBlockSize)] = {
-          chunk.token_ids[static_cast<size_t>(i)], position};
+      int32_t token_id = chunk.token_ids[static_cast<size_t>(i)];
+      if (token_id == kLastSampledToken) {
+        const std::vector<int32_t>& bound = bound_history_[chunk.sampler_slot];
+        TIDAL_CHECK(!bound.empty(), "the slot has drawn a token");
+        token_id = bound.back();
+      }
+      cache_[static_cast<size_t>(block * kBlockSize + position % kBlockSize)] = {token_id,
+                                                                                 position};
     }
     step.push_back({chunk.num_tokens(), chunk.num_context_tokens, chunk.mode, chunk.samples,
                     chunk.sampler_slot});
@@ -56,15 +67,21 @@ absl::Status FakeModelRunner::Launch(const StepBatch& batch) {
     SampledToken token;
     token.token_id = next_token_(history);
     bound.push_back(token.token_id);
-    sampled_.push_back(std::move(token));
+    sampled.push_back(std::move(token));
   }
+  sampled_.push_back(std::move(sampled));
   const std::lock_guard<std::mutex> lock(mutex_);
   launched_steps_.push_back(std::move(step));
   return absl::OkStatus();
 }
 
 absl::Status FakeModelRunner::Collect(std::vector<SampledToken>* sampled) {
-  *sampled = std::exchange(sampled_, {});
+  if (on_collect_) {
+    if (absl::Status status = on_collect_(); !status.ok()) return status;
+  }
+  TIDAL_CHECK(!sampled_.empty(), "a step is in flight");
+  *sampled = std::move(sampled_.front());
+  sampled_.pop_front();
   return absl::OkStatus();
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -21,7 +22,7 @@ class FakeModelRunner : public ModelRunner {
   // The token drawn after `history`, prompt and output.
   using NextToken = std::function<int32_t(const std::vector<int32_t>& history)>;
 
-  FakeModelRunner(int32_t num_blocks, NextToken next_token);
+  FakeModelRunner(int32_t num_blocks, NextToken next_token, int32_t max_steps_in_flight = 1);
 
   // Called at the start of each Launch, on the engine thread; an error is returned from it.
   void set_on_launch(std::function<absl::Status(const StepBatch&)> on_launch) {
@@ -33,6 +34,12 @@ class FakeModelRunner : public ModelRunner {
                            absl::Span<const int32_t> generated_token_ids) override;
   absl::Status Launch(const StepBatch& batch) override;
   absl::Status Collect(std::vector<SampledToken>* sampled) override;
+  int32_t max_steps_in_flight() const override { return max_steps_in_flight_; }
+
+  // Called at the start of each Collect, on the engine thread; an error is returned from it.
+  void set_on_collect(std::function<absl::Status()> on_collect) {
+    on_collect_ = std::move(on_collect);
+  }
 
   // What a batch held, for tests to look at afterwards.
   struct LaunchedChunk {
@@ -57,10 +64,12 @@ class FakeModelRunner : public ModelRunner {
   std::vector<int32_t> ReadHistory(const SequenceChunk& chunk) const;
 
   const NextToken next_token_;
+  const int32_t max_steps_in_flight_;
   std::function<absl::Status(const StepBatch&)> on_launch_;
+  std::function<absl::Status()> on_collect_;
   std::vector<CachedToken> cache_;                         // [num_blocks * kBlockSize]
   std::map<int32_t, std::vector<int32_t>> bound_history_;  // sampler slot -> tokens
-  std::vector<SampledToken> sampled_;
+  std::deque<std::vector<SampledToken>> sampled_;          // of the steps in flight
   mutable std::mutex mutex_;
   std::vector<LaunchedStep> launched_steps_;  // guarded by mutex_
 };

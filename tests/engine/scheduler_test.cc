@@ -22,6 +22,7 @@ class SchedulerTest : public ::testing::Test {
     Request request;
     request.prompt_token_ids.assign(static_cast<size_t>(num_prompt_tokens), 1);
     request.priority = priority;
+    request.stopping.max_new_tokens = 1 << 20;
     sequences_.push_back(std::make_unique<Sequence>(++last_ticket_, std::move(request),
                                                     std::make_shared<RecordingGenerationObserver>(),
                                                     OutputText(nullptr, {})));
@@ -35,8 +36,8 @@ class SchedulerTest : public ::testing::Test {
     for (const ScheduledChunk& chunk : plan.chunks) {
       if (chunk.samples()) sampling.push_back(chunk.sequence);
     }
-    Scheduler::MarkComputed(plan);
-    for (Sequence* sequence : sampling) sequence->token_ids.push_back(2);
+    Scheduler::MarkLaunched(plan);
+    for (Sequence* sequence : sampling) sequence->AppendToken(2);
     return plan;
   }
 
