@@ -14,6 +14,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define TIDAL_FIBERS_UNDER_ASAN 1
 #endif
@@ -244,6 +245,8 @@ void Group::Reset(uint32_t first_block) {
           context::make_fcontext(thread.stack.get() + kStackBytes, kStackBytes, RunThread);
 #ifdef TIDAL_FIBERS_UNDER_ASAN
       thread.fake_stack = nullptr;
+      // The block that used it last left marks: its frames were never returned from.
+      ASAN_UNPOISON_MEMORY_REGION(thread.stack.get(), kStackBytes);
 #endif
     }
   }
