@@ -18,15 +18,15 @@
 //    barrier between warps. Two such blocks, or one and one of a product (skinny_linear.h), fit in
 //    a multiprocessor, so that dependent launches overlap.
 //  - The tensor cores (m16n8k16) do both products, with the group's 1..8 query heads as rows: 32
-//    products and some 250 other instructions a unit. At 4.55 TB/s a multiprocessor of an H200 gets
-//    a unit in 420 cycles, a warp one in 1670. Rows of K and V lie 256 bytes apart in the slot;
-//    reads are arranged to meet at most twofold bank conflicts.
+//    products among some 370 instructions a unit (head_dim 128, sm_90a). At 4.55 TB/s a
+//    multiprocessor of an H200 gets a unit in 420 cycles, so a warp one in 1670. Rows of K and V
+//    lie 256 bytes apart in a slot; reads are arranged to meet at most twofold bank conflicts.
 //  - A (chunk, KV head) that several blocks share leaves partial results in the workspace; the last
 //    block to arrive merges them in the order of the blocks.
 // Selection is a radix select: a cluster of 4 or 8 blocks reads a set's scores once into shared
-// memory (108 KB a block: 110K positions in a cluster of 4; what does not fit is read again in each
-// pass), finds the budget's last key by histograms of 11, 11 and 10 bits, and writes the positions
-// in ascending order.
+// memory (25600 positions a block, 102400 in a cluster of 4; what does not fit is read again in
+// each pass), finds the budget's last key by histograms of 11, 11 and 10 bits, and writes the
+// positions in ascending order.
 // Sparse attention gives a cluster of 4 blocks to each (chunk, set): 16 warps gather units of 16
 // selected rows, three in flight each (all of a budget of 512 at once), and merge in the cluster.
 //

@@ -149,6 +149,7 @@ inline unsigned __match_any_sync(unsigned mask, unsigned value) {
   return result;
 }
 inline unsigned __activemask() { return 0xFFFFFFFFu; }
+[[noreturn]] inline void __trap() { ::tidal::cuda::emulation::Fail("trap"); }
 
 // --- Atomics: fibers do not interrupt each other ---
 

@@ -1,0 +1,416 @@
+// kSelect's second half in decode_attention.h: the positions with the highest scores.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/decode_attention_warp.cuh"
+#include "cuda/kernels/ptx.cuh"
+
+namespace tidal::cuda::decode {
+
+inline constexpr int kSelectThreads = 512;
+inline constexpr int kSelectWarps = kSelectThreads / kWarpSize;
+
+// Positions whose keys a block holds; beside a block of ContextAttentionKernel in a multiprocessor.
+inline constexpr int32_t kBlockKeys = 25600;
+
+// A key orders scores as unsigned numbers; digits of 11, 11 and 10 bits, the highest first.
+inline constexpr int kNumDigits = 3;
+inline constexpr int kMaxBins = 2048;
+__device__ constexpr int DigitShift(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
+__device__ constexpr int NumBins(int digit) { return digit == 2 ? 1024 : kMaxBins; }
+
+// Of positions that are kept whatever their score.
+inline constexpr uint32_t kKeptKey = 0xFFFFFFFFu;
+
+__device__ inline uint32_t MakeKey(float score) {
+  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 is as high as 0
+  const uint32_t key = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return min(key, kKeptKey - 1);
+}
+
+struct SelectShared {
+  uint32_t histograms[2][kMaxBins];
+  // Of each warp, then summed up over the warps before it.
+  int32_t warp_higher[kSelectWarps];
+  int32_t warp_equal[kSelectWarps];
+  int32_t warp_counts[kSelectWarps];
+  int32_t num_higher;  // of the block
+  int32_t num_equal;
+  uint32_t bin;       // of the last key in the set
+  int32_t remaining;  // of the set, to be taken from that bin
+  uint32_t keys[kBlockKeys];
+};
+
+// The scores that a set is picked by.
+struct SetScores {
+  const float* scores;  // [head][pitch], of the set's first query head
+  int32_t pitch;
+  int32_t num_heads;
+  SelectionScope scope;
+  const float2* softmax;  // of the set's heads: maximum (log2), sum
+
+  // The pooled scores of four positions from `position`, a multiple of 4, on.
+  __device__ float4 Load(int32_t position) const {
+    if (scope == SelectionScope::kQueryHead) return LoadHead(0, position);
+    float4 pooled = {};
+    for (int32_t head = 0; head < num_heads; ++head) {
+      const float2 state = __ldcg(softmax + head);
+      const float factor = 1.0f / state.y;
+      const float4 raw = LoadHead(head, position);
+      const float4 p = {Probability(raw.x, state.x, factor), Probability(raw.y, state.x, factor),
+                        Probability(raw.z, state.x, factor), Probability(raw.w, state.x, factor)};
+      if (scope == SelectionScope::kKvHead) {
+        pooled = {pooled.x + p.x, pooled.y + p.y, pooled.z + p.z, pooled.w + p.w};
+      } else {
+        pooled = {fmaxf(pooled.x, p.x), fmaxf(pooled.y, p.y), fmaxf(pooled.z, p.z),
+                  fmaxf(pooled.w, p.w)};
+      }
+    }
+    return pooled;
+  }
+
+ private:
+  __device__ float4 LoadHead(int32_t head, int32_t position) const {
+    return __ldcg(reinterpret_cast<const float4*>(scores + int64_t{head} * pitch + position));
+  }
+  // Never contracted to a fused multiply-add, so that it is the same wherever it is computed.
+  __device__ static float Probability(float score, float max, float factor) {
+    return __fmul_rn(Exp2(__fadd_rn(__fmul_rn(score, kLog2E), -max)), factor);
+  }
+};
+
+// One set's positions, as this warp sees them: a part of the block's part of the context.
+struct SetRange {
+  int32_t context;
+  int32_t num_sinks;
+  int32_t first_recent;
+  int32_t block_begin;
+  int32_t begin;
+  int32_t end;
+
+  __device__ SetRange(const DeviceChunk& chunk, int warp)
+      : context(chunk.num_context_tokens),
+        num_sinks(chunk.num_sink_tokens),
+        first_recent(chunk.num_context_tokens - max(chunk.num_recent_tokens, 1)) {
+    const int32_t num_parts = ClusterSize() * kSelectWarps;
+    const int32_t part = ((context + num_parts - 1) / num_parts + 3) / 4 * 4;
+    block_begin = ClusterRank() * kSelectWarps * part;
+    begin = min(block_begin + warp * part, context);
+    end = min(begin + part, context);
+  }
+
+  __device__ bool Keeps(int32_t position) const {
+    return position < num_sinks || position >= first_recent;
+  }
+  __device__ uint4 MakeKeys(int32_t position, const float4& scores) const {
+    return {Keeps(position) ? kKeptKey : MakeKey(scores.x),
+            Keeps(position + 1) ? kKeptKey : MakeKey(scores.y),
+            Keeps(position + 2) ? kKeptKey : MakeKey(scores.z),
+            Keeps(position + 3) ? kKeptKey : MakeKey(scores.w)};
+  }
+};
+
+// Positions a warp goes over at a time: 4 a lane.
+inline constexpr int32_t kStride = 4 * kWarpSize;
+
+// Calls visit(position, keys) for every four positions from `begin` on, by whole warps; positions
+// from `end` on are not the warp's. Reads keys that are not in shared memory from the scores.
+template <typename Visit>
+__device__ void VisitKeys(const SetRange& range, const SetScores& scores, const uint32_t* keys,
+                          const Visit& visit) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  for (int32_t first = range.begin; first < range.end; first += kStride) {
+    const int32_t position = first + lane * 4;
+    const int32_t index = position - range.block_begin;
+    uint4 four = {};
+    if (position < range.end) {
+      four = index + 4 <= kBlockKeys ? *reinterpret_cast<const uint4*>(keys + index)
+                                     : range.MakeKeys(position, scores.Load(position));
+    }
+    visit(position, four);
+  }
+}
+
+// Counts the keys by their first digit while they come to shared memory.
+__device__ inline void LoadKeys(const SetRange& range, const SetScores& scores, uint32_t* histogram,
+                                uint32_t* keys) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  constexpr int kLoads = 8;  // in flight a thread
+  for (int32_t first = range.begin; first < range.end; first += kLoads * kStride) {
+    float4 loaded[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int32_t position = first + i * kStride + lane * 4;
+      loaded[i] = position < range.end ? scores.Load(position) : float4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int32_t position = first + i * kStride + lane * 4;
+      if (position >= range.end) continue;
+      const uint4 four = range.MakeKeys(position, loaded[i]);
+      const int32_t index = position - range.block_begin;
+      if (index + 4 <= kBlockKeys) *reinterpret_cast<uint4*>(keys + index) = four;
+      const uint32_t each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (position + j < range.end) atomicAdd(histogram + (each[j] >> DigitShift(0)), 1u);
+      }
+    }
+  }
+}
+
+// Counts by digit `digit` the keys whose digits before it are `prefix`.
+__device__ inline void CountDigit(const SetRange& range, const SetScores& scores,
+                                  const uint32_t* keys, int digit, uint32_t prefix,
+                                  uint32_t* histogram) {
+  const int shift = DigitShift(digit);
+  const int prefix_shift = DigitShift(digit - 1);
+  const uint32_t mask = static_cast<uint32_t>(NumBins(digit) - 1);
+  VisitKeys(range, scores, keys, [&](int32_t position, const uint4& four) {
+    const uint32_t each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (position + j < range.end && each[j] >> prefix_shift == prefix) {
+        atomicAdd(histogram + (each[j] >> shift & mask), 1u);
+      }
+    }
+  });
+}
+
+__device__ inline void ClearHistogram(uint32_t* histogram) {
+  for (int bin = static_cast<int>(threadIdx.x); bin < kMaxBins; bin += kSelectThreads) {
+    histogram[bin] = 0;
+  }
+}
+
+// The sum of `value` over the lanes up to this one.
+__device__ inline int32_t ScanWarp(int32_t value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const int32_t more = __shfl_up_sync(kFullWarp, value, distance);
+    value += lane >= distance ? more : 0;
+  }
+  return value;
+}
+
+// Finds the bin of the cluster's histogram that holds the `remaining`-th highest key, and how many
+// keys remain to be taken from it, in shared->bin and shared->remaining. By the whole block, after
+// a ClusterSync.
+__device__ inline void FindBin(int32_t remaining, uint32_t* histogram, SelectShared* shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarpSize;
+  const int lane = thread % kWarpSize;
+  // Thread t has four bins from `low` on, and threads go from the highest bins down.
+  static_assert(kMaxBins == 4 * kSelectThreads);
+  const int low = kMaxBins - 4 - 4 * thread;
+  int32_t counts[4] = {};
+  for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
+    const int4 part = *InClusterBlock(rank, reinterpret_cast<const int4*>(histogram + low));
+    counts[0] += part.x;
+    counts[1] += part.y;
+    counts[2] += part.z;
+    counts[3] += part.w;
+  }
+  const int32_t own = counts[0] + counts[1] + counts[2] + counts[3];
+  const int32_t up_to = ScanWarp(own);
+  if (lane == kWarpSize - 1) shared->warp_counts[warp] = up_to;
+  __syncthreads();
+  const int32_t totals = ScanWarp(lane < kSelectWarps ? shared->warp_counts[lane] : 0);
+  const int32_t before_warp = __shfl_sync(kFullWarp, totals, max(warp - 1, 0));
+  int32_t above = (warp > 0 ? before_warp : 0) + up_to - own;
+#pragma unroll
+  for (int i = 3; i >= 0; --i) {
+    if (above < remaining && remaining <= above + counts[i]) {
+      shared->bin = static_cast<uint32_t>(low + i);
+      shared->remaining = remaining - above;
+    }
+    above += counts[i];
+  }
+  __syncthreads();
+}
+
+// The last key in the set of `budget`, and how many of the keys equal to it are in the set.
+struct Threshold {
+  uint32_t key;
+  int32_t num_equal;
+};
+
+__device__ inline Threshold FindThreshold(const SetRange& range, const SetScores& scores,
+                                          int32_t budget, SelectShared* shared) {
+  ClearHistogram(shared->histograms[0]);
+  ClearHistogram(shared->histograms[1]);
+  __syncthreads();
+  LoadKeys(range, scores, shared->histograms[0], shared->keys);
+  ClusterSync();
+  FindBin(budget, shared->histograms[0], shared);
+  uint32_t prefix = shared->bin;
+  CountDigit(range, scores, shared->keys, 1, prefix, shared->histograms[1]);
+  ClusterSync();
+  ClearHistogram(shared->histograms[0]);  // all blocks of the cluster have read it
+  FindBin(shared->remaining, shared->histograms[1], shared);
+  prefix = prefix * NumBins(1) + shared->bin;
+  CountDigit(range, scores, shared->keys, 2, prefix, shared->histograms[0]);
+  ClusterSync();
+  FindBin(shared->remaining, shared->histograms[0], shared);
+  return {prefix * NumBins(2) + shared->bin, shared->remaining};
+}
+
+// Counts this block's keys above and at the threshold: sums over the warps before each in
+// warp_higher and warp_equal, the block's in num_higher and num_equal.
+__device__ inline void CountSelected(const SetRange& range, const SetScores& scores,
+                                     const Threshold& threshold, SelectShared* shared) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  int32_t higher = 0;
+  int32_t equal = 0;
+  VisitKeys(range, scores, shared->keys, [&](int32_t position, const uint4& four) {
+    const uint32_t each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const bool is_mine = position + j < range.end;
+      higher += is_mine && each[j] > threshold.key ? 1 : 0;
+      equal += is_mine && each[j] == threshold.key ? 1 : 0;
+    }
+  });
+  higher = __reduce_add_sync(kFullWarp, higher);
+  equal = __reduce_add_sync(kFullWarp, equal);
+  if (lane == 0) {
+    shared->warp_higher[warp] = higher;
+    shared->warp_equal[warp] = equal;
+  }
+  __syncthreads();
+  if (warp == 0) {
+    const bool has_warp = lane < kSelectWarps;
+    const int32_t own_higher = has_warp ? shared->warp_higher[lane] : 0;
+    const int32_t own_equal = has_warp ? shared->warp_equal[lane] : 0;
+    const int32_t all_higher = ScanWarp(own_higher);
+    const int32_t all_equal = ScanWarp(own_equal);
+    if (has_warp) {
+      shared->warp_higher[lane] = all_higher - own_higher;
+      shared->warp_equal[lane] = all_equal - own_equal;
+    }
+    if (lane == kWarpSize - 1) {
+      shared->num_higher = all_higher;
+      shared->num_equal = all_equal;
+    }
+  }
+}
+
+// Where the positions of a set go.
+struct SetOutput {
+  int32_t* positions;
+  int32_t* cache_rows;
+  const int32_t* block_table;
+
+  __device__ void Store(int32_t index, int32_t position) const {
+    positions[index] = position;
+    cache_rows[index] = block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
+  }
+};
+
+// Writes this warp's positions of the set in ascending order, given how many keys of the set lie
+// before the warp's.
+__device__ inline void WriteSelected(const SetRange& range, const SetScores& scores,
+                                     const Threshold& threshold, int32_t higher_before,
+                                     int32_t equal_before, const uint32_t* keys,
+                                     const SetOutput& output) {
+  VisitKeys(range, scores, keys, [&](int32_t position, const uint4& four) {
+    const uint32_t each[4] = {four.x, four.y, four.z, four.w};
+    int32_t higher = 0;
+    int32_t equal = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const bool is_mine = position + j < range.end;
+      higher += is_mine && each[j] > threshold.key ? 1 : 0;
+      equal += is_mine && each[j] == threshold.key ? 1 : 0;
+    }
+    if (!__any_sync(kFullWarp, higher + equal > 0)) return;
+    // Both counts in one scan; a warp has 128 keys.
+    constexpr int32_t kHigh = 1 << 16;
+    const int32_t up_to = ScanWarp(higher * kHigh + equal);
+    int32_t higher_rank = higher_before + up_to / kHigh - higher;
+    int32_t equal_rank = equal_before + up_to % kHigh - equal;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (position + j >= range.end || each[j] < threshold.key) continue;
+      const bool is_equal = each[j] == threshold.key;
+      if (!is_equal || equal_rank < threshold.num_equal) {
+        output.Store(higher_rank + min(equal_rank, threshold.num_equal), position + j);
+      }
+      higher_rank += is_equal ? 0 : 1;
+      equal_rank += is_equal ? 1 : 0;
+    }
+    const int32_t all = __shfl_sync(kFullWarp, up_to, kWarpSize - 1);
+    higher_before += all / kHigh;
+    equal_before += all % kHigh;
+  });
+}
+
+// Tokens of the scores of the kSelect chunks before `index` of the launch; by each warp.
+template <typename T>
+__device__ int64_t FirstScoreToken(const Arguments<T>& arguments, int32_t index) {
+  int32_t num_blocks = 0;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x) % kWarpSize; i < index; i += kWarpSize) {
+    const DeviceChunk& chunk = arguments.step.chunks[arguments.first_chunk + i];
+    if (arguments.Selects(chunk)) num_blocks += NumBlocks(chunk);
+  }
+  return int64_t{__reduce_add_sync(kFullWarp, num_blocks)} * kBlockSize;
+}
+
+__device__ inline int32_t NumSets(SelectionScope scope, int32_t num_query_heads,
+                                  int32_t num_kv_heads) {
+  return scope == SelectionScope::kQueryHead ? num_query_heads
+         : scope == SelectionScope::kKvHead  ? num_kv_heads
+                                             : 1;
+}
+
+// A cluster for each (chunk, set).
+template <typename T>
+__global__ void __launch_bounds__(kSelectThreads, 1)
+    SelectKernel(const __grid_constant__ Arguments<T> arguments) {
+  auto* shared = reinterpret_cast<SelectShared*>(DynamicSharedMemory());
+  LetNextKernelStart();
+  WaitForPreviousKernels();
+  const int32_t cluster = static_cast<int32_t>(blockIdx.x) / ClusterSize();
+  const int32_t index = cluster / arguments.max_sets;
+  const int32_t set = cluster % arguments.max_sets;
+  if (index >= arguments.NumChunks()) return;
+  const int32_t chunk_index = arguments.first_chunk + index;
+  const DeviceChunk chunk = arguments.step.chunks[chunk_index];
+  const int32_t num_heads = arguments.num_query_heads;
+  const int32_t num_sets = NumSets(chunk.scope, num_heads, arguments.cache.num_kv_heads);
+  if (!arguments.Selects(chunk) || set >= num_sets) return;
+  const DecodeAttentionWorkspace& workspace = arguments.workspace;
+  const int32_t budget = min(chunk.token_budget, chunk.num_context_tokens);
+  if (budget > workspace.max_token_budget || num_sets > arguments.max_sets) __trap();
+
+  const int32_t first_head = set * (num_heads / num_sets);
+  const int32_t pitch = NumBlocks(chunk) * kBlockSize;
+  const SetScores scores = {workspace.scores + FirstScoreToken(arguments, index) * num_heads +
+                                int64_t{first_head} * pitch,
+                            pitch, num_heads / num_sets, chunk.scope,
+                            workspace.softmax + int64_t{chunk_index} * num_heads + first_head};
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const SetRange range(chunk, warp);
+  const Threshold threshold = FindThreshold(range, scores, budget, shared);
+  CountSelected(range, scores, threshold, shared);
+  ClusterSync();
+  int32_t higher_before = shared->warp_higher[warp];
+  int32_t equal_before = shared->warp_equal[warp];
+  for (int32_t rank = 0; rank < ClusterRank(); ++rank) {
+    const SelectShared* other = InClusterBlock(rank, shared);
+    higher_before += other->num_higher;
+    equal_before += other->num_equal;
+  }
+  const int64_t row = (int64_t{chunk_index} * num_heads + set) * workspace.max_token_budget;
+  const StepView& step = arguments.step;
+  const SetOutput output = {
+      workspace.positions + row, workspace.cache_rows + row,
+      step.block_tables + int64_t{chunk.sampler_slot} * step.block_table_stride};
+  WriteSelected(range, scores, threshold, higher_before, equal_before, shared->keys, output);
+  ClusterSync();  // no block ends while others read its shared memory
+}
+
+}  // namespace tidal::cuda::decode

@@ -1,0 +1,217 @@
+// kSparse of decode_attention.h: attention over the rows of a selection.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/decode_attention_select.cuh"
+#include "cuda/kernels/decode_attention_warp.cuh"
+#include "cuda/kernels/ptx.cuh"
+
+namespace tidal::cuda::decode {
+
+// The group of query heads that one cluster attends, and the set of rows they attend.
+struct SparseTask {
+  int32_t kv_head;
+  int32_t first_head;
+  int32_t num_queries;
+  int32_t set;
+
+  __device__ SparseTask(SelectionScope scope, int32_t task, int32_t group_size) {
+    const bool is_query_head = scope == SelectionScope::kQueryHead;
+    kv_head = is_query_head ? task / group_size : task;
+    first_head = is_query_head ? task : task * group_size;
+    num_queries = is_query_head ? 1 : group_size;
+    set = scope == SelectionScope::kLayer ? 0 : task;
+  }
+};
+
+// One warp's units of selected rows: every num_warps-th of the cluster's, gathered into a ring.
+template <typename T, int kHeadDim>
+class GatherRing {
+ public:
+  static constexpr int kSlots = Unit<kHeadDim>::kSlots;
+
+  // `rows`: the set's cache rows; `first_unit`: this warp's first, `stride` from each to the next.
+  __device__ GatherRing(const KvCacheView<T>& cache, int32_t kv_head, const int32_t* rows,
+                        int32_t num_rows, int32_t first_unit, int32_t stride, char* slots)
+      : cache_(cache),
+        kv_head_(kv_head),
+        rows_(rows),
+        num_rows_(num_rows),
+        first_unit_(first_unit),
+        stride_(stride),
+        slots_(slots) {
+    upcoming_ = LoadRows(0);
+    for (int i = 0; i < kSlots; ++i) Fill(i);
+  }
+
+  // The oldest unit in the ring, once it has arrived.
+  __device__ const char* Wait() const {
+    WaitForAsyncCopies<kSlots - 1>();
+    __syncwarp();
+    return slots_ + slot_ * Unit<kHeadDim>::kBytes;
+  }
+
+  __device__ void Release() {
+    __syncwarp();
+    Fill(slot_);
+    slot_ = slot_ + 1 == kSlots ? 0 : slot_ + 1;
+  }
+
+ private:
+  // Lanes 0..15: the rows of the warp's unit `index`; 16..31: of the one after it. -1: none.
+  __device__ int32_t LoadRows(int32_t index) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const int64_t unit = first_unit_ + int64_t{index + lane / kUnitTokens} * stride_;
+    const int64_t entry = unit * kUnitTokens + lane % kUnitTokens;
+    return entry < num_rows_ ? __ldcg(rows_ + entry) : -1;
+  }
+
+  __device__ void Fill(int slot) {
+    const int32_t index = num_filled_++;
+    if (index % 2 == 0) {
+      loaded_ = upcoming_;
+      upcoming_ = LoadRows(index + 2);
+    }
+    const int first_lane = index % 2 * kUnitTokens;
+    if (__shfl_sync(kFullWarp, loaded_, first_lane) >= 0) Gather(slot, first_lane);
+    CommitAsyncCopies();
+  }
+
+  // Copies the rows that the lanes from `first_lane` on have loaded; zeros where there is none.
+  __device__ void Gather(int slot, int first_lane) {
+    constexpr int kLanesPerRow = Unit<kHeadDim>::kRowBytes / kLaneBytes;
+    constexpr int kRowsAtOnce = kWarpSize / kLanesPerRow;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const uint32_t target = SharedAddress(slots_ + slot * Unit<kHeadDim>::kBytes) +
+                            static_cast<uint32_t>(lane * kLaneBytes);
+#pragma unroll
+    for (int i = 0; i < kUnitTokens / kRowsAtOnce; ++i) {
+      const int32_t row =
+          __shfl_sync(kFullWarp, loaded_, first_lane + i * kRowsAtOnce + lane / kLanesPerRow);
+      const T* key = cache_.base + cache_.key_offset(max(row, 0), kv_head_) +
+                     lane % kLanesPerRow * kLaneElements;
+      const uint32_t row_target =
+          target + static_cast<uint32_t>(i * kRowsAtOnce * Unit<kHeadDim>::kRowBytes);
+      CopyAsync16OrZero(row_target, key, row >= 0);
+      CopyAsync16OrZero(row_target + Unit<kHeadDim>::kValuesOffset, key + cache_.value_offset(),
+                        row >= 0);
+    }
+  }
+
+  const KvCacheView<T>& cache_;
+  int32_t kv_head_;
+  const int32_t* rows_;
+  int32_t num_rows_;
+  int32_t first_unit_;
+  int32_t stride_;
+  char* slots_;
+  int32_t num_filled_ = 0;
+  int32_t loaded_ = -1;    // of two successive units, one row a lane
+  int32_t upcoming_ = -1;  // of the next two
+  int slot_ = 0;
+};
+
+// Shared memory besides the ring.
+template <int kHeadDim>
+struct SparseShared {
+  MergeArea<kHeadDim> merge;
+  // The block's part, read by the cluster.
+  float outputs[kMaxAttentionGroup][kHeadDim];
+  float2 softmax[kMaxAttentionGroup];  // maximum (log2), sum
+};
+
+template <int kHeadDim>
+uint32_t SparseSharedBytes() {
+  return kNumWarps * Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes +
+         static_cast<uint32_t>(sizeof(SparseShared<kHeadDim>));
+}
+
+// Puts the parts of the cluster's blocks together, in the order of their ranks, and stores the
+// outputs of the task's queries. By one block.
+template <typename T, int kHeadDim>
+__device__ void MergeCluster(SparseShared<kHeadDim>* shared, int32_t num_queries, T* output) {
+  for (int i = static_cast<int>(threadIdx.x); i < num_queries * kHeadDim; i += kNumThreads) {
+    const int query = i / kHeadDim;
+    float max = -INFINITY;
+    for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
+      max = fmaxf(max, InClusterBlock(rank, shared)->softmax[query].x);
+    }
+    float sum = 0.0f;
+    float value = 0.0f;
+    for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
+      const SparseShared<kHeadDim>* part = InClusterBlock(rank, shared);
+      const float2 softmax = part->softmax[query];
+      const float weight = PartWeight(softmax, max);
+      sum += weight * softmax.y;
+      value += weight * part->outputs[query][i % kHeadDim];
+    }
+    output[i] = static_cast<T>(value / sum);
+  }
+}
+
+// A cluster for each (chunk, task).
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
+    SparseAttentionKernel(const __grid_constant__ Arguments<T> arguments, int32_t max_tasks) {
+  char* slots = DynamicSharedMemory();
+  LetNextKernelStart();
+  constexpr int kRingBytes = Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes;
+  auto* shared = reinterpret_cast<SparseShared<kHeadDim>*>(slots + kNumWarps * kRingBytes);
+  WaitForPreviousKernels();
+  const int32_t cluster = static_cast<int32_t>(blockIdx.x) / ClusterSize();
+  const int32_t index = cluster / max_tasks;
+  if (index >= arguments.NumChunks()) return;
+  const int32_t chunk_index = arguments.first_chunk + index;
+  const DeviceChunk chunk = arguments.step.chunks[chunk_index];
+  const int32_t num_heads = arguments.num_query_heads;
+  const int32_t num_tasks =
+      chunk.scope == SelectionScope::kQueryHead ? num_heads : arguments.cache.num_kv_heads;
+  if (chunk.num_tokens != 1 || arguments.Kind(chunk) != AttentionKind::kSparse) return;
+  if (num_tasks > max_tasks) __trap();
+  if (cluster % max_tasks >= num_tasks) return;
+  const SparseTask task(chunk.scope, cluster % max_tasks, arguments.group_size);
+
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int32_t num_rows = min(chunk.token_budget, chunk.num_context_tokens);
+  const int32_t num_units = (num_rows + kUnitTokens - 1) / kUnitTokens;
+  const int32_t stride = ClusterSize() * kNumWarps;
+  const int32_t first_unit = ClusterRank() * kNumWarps + warp;
+  const DecodeAttentionWorkspace& workspace = arguments.workspace;
+  GatherRing<T, kHeadDim> ring(
+      arguments.cache, task.kv_head,
+      workspace.cache_rows +
+          (int64_t{chunk_index} * num_heads + task.set) * workspace.max_token_budget,
+      num_rows, first_unit, stride, slots + warp * kRingBytes);
+  const int64_t query_offset = (int64_t{chunk.first_row} * num_heads + task.first_head) * kHeadDim;
+  const LaneQuery<kHeadDim> query =
+      LoadQuery<T, kHeadDim>(arguments.query + query_offset, task.num_queries, lane);
+  WarpSoftmax<T, kHeadDim> softmax;
+  for (int32_t unit = first_unit; unit < num_units; unit += stride) {
+    const char* slot = ring.Wait();
+    float scores[4];
+    ComputeScores<T, kHeadDim>(slot, query, lane, scores);
+    const int first = unit * kUnitTokens + lane % kLanesPerQuery * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scores[i] = first + i % 2 + i / 2 * kMmaColumns < num_rows
+                      ? scores[i] * arguments.score_scale * kLog2E
+                      : -INFINITY;
+    }
+    softmax.Add(scores, SharedAddress(slot) + Unit<kHeadDim>::kValuesOffset, lane);
+    ring.Release();
+  }
+  MergeWarps(softmax, task.num_queries, &shared->merge,
+             [&](int head, int element, float output, float max, float sum) {
+               shared->outputs[head][element] = output;
+               if (element == 0) shared->softmax[head] = {max, sum};
+             });
+  ClusterSync();
+  if (ClusterRank() == 0) {
+    MergeCluster<T, kHeadDim>(shared, task.num_queries, arguments.output + query_offset);
+  }
+  ClusterSync();  // no block ends while others read its shared memory
+}
+
+}  // namespace tidal::cuda::decode
