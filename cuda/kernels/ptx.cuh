@@ -6,6 +6,7 @@
 // "sm_90": only in code compiled for it; what has no older form is absent before.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -18,6 +19,10 @@ inline constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define TIDAL_SM90 1
+#endif
+// Only in code for sm_90a: no later device has these instructions either.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TIDAL_WARPGROUP_MMA 1
 #endif
 
 // --- Shared memory ---
@@ -149,6 +154,28 @@ __device__ inline void CopyBulk(uint32_t target, const void* source, uint32_t nu
 }
 #endif
 
+#ifdef TIDAL_SM90
+// --- Copies of a tensor's boxes (sm_90): by one thread, completing on a barrier ---
+
+// `map` lies in the kernel's parameters (__grid_constant__).
+__device__ inline void PrefetchTensorMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Starts to copy the box of a two-dimensional tensor that begins at element `column` of row `row`;
+// what lies outside of the tensor becomes zeros, and counts as bytes all the same. `target` is
+// aligned to 128 bytes. With a swizzle of 128 bytes, boxes of 128-byte rows: the 16-byte piece p of
+// the 128 bytes at address a (a multiple of 128) lies at piece p ^ (a / 128 % 8).
+__device__ inline void CopyTensorBox(uint32_t target, const CUtensorMap* map, int32_t column,
+                                     int32_t row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+#endif
+
 // --- Asynchronous copies of 16 bytes a thread ---
 
 // Starts to copy 16 aligned bytes from device memory, past the L1.
@@ -216,11 +243,142 @@ __device__ inline void LoadMatricesTransposed(uint32_t (&fragment)[4], uint32_t 
                : "memory");
 }
 
+// --- Matrix products of a warpgroup (sm_90a): four warps, the first a multiple of four ---
+//
+// They run by themselves, in the order of their start, and work on registers (sums, and A where it
+// comes from registers) and on shared memory that nobody may touch until WaitForWarpgroupProducts.
+// Warp w of the group has rows 16 w to 16 w + 15 of A and the sums, laid out as by Mma16816:
+// sum[j] is its columns 8 j to 8 j + 7.
+
+#ifdef TIDAL_WARPGROUP_MMA
+// Describes a matrix of 2-byte elements in shared memory, in groups of 8 rows of 128 bytes (1024
+// bytes, aligned to as much) with a swizzle of 128 bytes: `group_bytes` is from one group of 8 rows
+// to the next, `column_bytes` from 64 columns to the next 64, where columns are not the products'
+// k. `address` may stand up to 96 bytes inside of a row, in steps of 32.
+__device__ inline uint64_t DescribeMatrix(uint32_t address, uint32_t column_bytes,
+                                          uint32_t group_bytes) {
+  constexpr uint64_t kSwizzle128Bytes = 1;
+  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{column_bytes >> 4} << 16 |
+         uint64_t{group_bytes >> 4} << 32 | kSwizzle128Bytes << 62;
+}
+
+// Before products that follow ordinary use of their registers: the `sum` is theirs from now on.
+template <int kNumColumns>
+__device__ inline void BeginWarpgroupProducts(float (&sum)[kNumColumns][4]) {
+#pragma unroll
+  for (int column = 0; column < kNumColumns; ++column) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[column][i])::"memory");
+  }
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Makes a group of the products since the last group.
+__device__ inline void CommitWarpgroupProducts() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until all but the newest `kNumGroups` groups are done, `sum`'s among them.
+template <int kNumGroups, int kNumColumns>
+__device__ inline void WaitForWarpgroupProducts(float (&sum)[kNumColumns][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kNumGroups) : "memory");
+#pragma unroll
+  for (int column = 0; column < kNumColumns; ++column) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sum[column][i])::"memory");
+  }
+}
+
+// Sums as an instruction's operands: of two columns, and of eight.
+#define TIDAL_SUMS_OF_2(j)                                                                 \
+  "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3]), "+f"(sum[j + 1][0]), \
+      "+f"(sum[j + 1][1]), "+f"(sum[j + 1][2]), "+f"(sum[j + 1][3])
+#define TIDAL_SUMS_OF_8(j) \
+  TIDAL_SUMS_OF_2(j), TIDAL_SUMS_OF_2(j + 2), TIDAL_SUMS_OF_2(j + 4), TIDAL_SUMS_OF_2(j + 6)
+#define TIDAL_SUMS_TEXT_32                                   \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15, " \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+#define TIDAL_SUMS_TEXT_64                                            \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15, "          \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31, " \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47, " \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+
+// sum = A B, or sum += A B with `accumulates`, for A 64 x 16 and B 16 x 128, both of which lie in
+// shared memory with k along the rows of 128 bytes.
+template <typename T>
+__device__ inline void WarpgroupMultiply(float (&sum)[16][4], uint64_t a, uint64_t b,
+                                         bool accumulates);
+
+// sum += A B for A 64 x 16 in registers, laid out as by Mma16816, and B 16 x 8 kNumColumns in
+// shared memory with k down the rows of 128 bytes. kNumColumns is 8 or 16.
+template <typename T, int kNumColumns>
+__device__ inline void WarpgroupAccumulate(float (&sum)[kNumColumns][4], const uint32_t (&a)[4],
+                                           uint64_t b);
+
+#define TIDAL_WARPGROUP_PRODUCTS(T, type)                                                      \
+  template <>                                                                                  \
+  __device__ inline void WarpgroupMultiply<T>(float(&sum)[16][4], uint64_t a, uint64_t b,      \
+                                              bool accumulates) {                              \
+    asm volatile(                                                                              \
+        "{\n"                                                                                  \
+        ".reg .pred accumulates;\n"                                                            \
+        "setp.ne.b32 accumulates, %66, 0;\n"                                                   \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TIDAL_SUMS_TEXT_64    \
+        "%64, %65, accumulates, 1, 1, 0, 0;\n"                                                 \
+        "}\n"                                                                                  \
+        : TIDAL_SUMS_OF_8(0), TIDAL_SUMS_OF_8(8)                                               \
+        : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulates))                              \
+        : "memory");                                                                           \
+  }                                                                                            \
+  template <>                                                                                  \
+  __device__ inline void WarpgroupAccumulate<T, 16>(float(&sum)[16][4], const uint32_t(&a)[4], \
+                                                    uint64_t b) {                              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                  \
+                 " " TIDAL_SUMS_TEXT_64 "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"                \
+                 : TIDAL_SUMS_OF_8(0), TIDAL_SUMS_OF_8(8)                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                          \
+                 : "memory");                                                                  \
+  }                                                                                            \
+  template <>                                                                                  \
+  __device__ inline void WarpgroupAccumulate<T, 8>(float(&sum)[8][4], const uint32_t(&a)[4],   \
+                                                   uint64_t b) {                               \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                   \
+                 " " TIDAL_SUMS_TEXT_32 "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;\n"                \
+                 : TIDAL_SUMS_OF_8(0)                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                          \
+                 : "memory");                                                                  \
+  }
+TIDAL_WARPGROUP_PRODUCTS(__nv_bfloat16, "bf16")
+TIDAL_WARPGROUP_PRODUCTS(__half, "f16")
+#undef TIDAL_WARPGROUP_PRODUCTS
+#undef TIDAL_SUMS_TEXT_64
+#undef TIDAL_SUMS_TEXT_32
+#undef TIDAL_SUMS_OF_8
+#undef TIDAL_SUMS_OF_2
+
+// How many registers each thread of the calling warpgroup has from now on; a multiple of 8. All
+// warpgroups together may not have more than the block was launched with.
+template <int kNumRegisters>
+__device__ inline void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kNumRegisters));
+}
+template <int kNumRegisters>
+__device__ inline void LowerRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kNumRegisters));
+}
+#endif
+
 // --- Barriers of some of a block's warps ---
 
 // A barrier of `num_threads` threads (whole warps); `id` is 1..15.
 __device__ inline void SyncNamedBarrier(int id, int num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
+// Arrives at the same barrier without waiting for the others.
+__device__ inline void ArriveAtNamedBarrier(int id, int num_threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
 // --- Clusters: blocks that can reach each other's shared memory. One block before sm_90 ---

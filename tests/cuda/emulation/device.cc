@@ -68,6 +68,13 @@ struct Block {
   bool waited_for_previous = false;
 };
 
+// Sums that matrix products work on.
+struct ProductSum {
+  float* registers;
+  std::vector<float> value;  // before the products under way
+  size_t num_products;       // under way
+};
+
 struct Thread {
   context::fcontext_t context = nullptr;
   std::unique_ptr<char[]> stack;
@@ -78,6 +85,10 @@ struct Thread {
   bool done = false;
   std::vector<std::function<void()>> copies;              // since the last group
   std::deque<std::vector<std::function<void()>>> groups;  // committed, oldest first
+  std::vector<std::function<void()>> products;            // the same of matrix products
+  std::deque<std::vector<std::function<void()>>> product_groups;
+  std::vector<ProductSum> product_sums;
+  std::vector<const float*> begun_sums;
 #ifdef TIDAL_FIBERS_UNDER_ASAN
   void* fake_stack = nullptr;
 #endif
@@ -179,6 +190,7 @@ void RunThread(context::transfer_t from) {
 #endif
   group->kernel();
   FlushAsyncCopies(current);
+  if (!current->product_sums.empty()) Fail("the thread ended with matrix products under way");
   current->done = true;
   Yield();
   std::abort();  // a thread that has ended is not resumed
@@ -403,6 +415,14 @@ void SyncNamed(int id, int num_threads) {
   Meet(&current->block->named[id], num_threads);
 }
 
+void ArriveNamed(int id, int num_threads) {
+  if (id < 1 || id >= kNumNamedBarriers) Fail("named barrier %d", id);
+  Meeting& meeting = current->block->named[id];
+  if (++meeting.num_arrived < num_threads) return;
+  meeting.num_arrived = 0;
+  ++meeting.generation;
+}
+
 void SyncCluster() { Meet(&group->cluster_sync, static_cast<int>(group->threads.size())); }
 
 int32_t ClusterRank() { return static_cast<int32_t>(current->block->rank); }
@@ -506,6 +526,70 @@ void ArriveAfterAsyncCopies(uint32_t barrier) {
     --word->num_missing;
     CompletePhase(word);
   }});
+}
+
+namespace {
+
+bool IsPoisoned(const ProductSum& sum) {
+  const std::vector<unsigned char> poison(sum.value.size() * sizeof(float), kPoison);
+  return std::memcmp(sum.registers, poison.data(), poison.size()) == 0;
+}
+
+}  // namespace
+
+int WarpOfGroup() { return current->linear_index / kLanes % 4; }
+
+void BeginWarpgroupProducts(float* sum) { current->begun_sums.push_back(sum); }
+
+void StartWarpgroupProduct(float* sum, size_t size, bool accumulates,
+                           std::function<void()> finish) {
+  auto& sums = current->product_sums;
+  auto it = std::find_if(sums.begin(), sums.end(),
+                         [sum](const ProductSum& other) { return other.registers == sum; });
+  if (it == sums.end()) {
+    const auto& begun = current->begun_sums;
+    if (accumulates && std::find(begun.begin(), begun.end(), sum) == begun.end()) {
+      Fail("a matrix product on sums that were not given to BeginWarpgroupProducts");
+    }
+    sums.push_back({sum, std::vector<float>(size, 0.0f), 0});
+    it = sums.end() - 1;
+    if (accumulates) std::memcpy(it->value.data(), sum, size * sizeof(float));
+    std::memset(static_cast<void*>(sum), kPoison, size * sizeof(float));
+  } else if (!accumulates) {
+    Fail("a matrix product that drops the sums of one under way");
+  }
+  ++it->num_products;
+  current->products.push_back([sum, size, finish = std::move(finish)] {
+    auto& pending = current->product_sums;
+    const auto mine = std::find_if(pending.begin(), pending.end(), [sum](const ProductSum& other) {
+      return other.registers == sum;
+    });
+    if (!IsPoisoned(*mine))
+      Fail("the sums of a matrix product were touched while it was under way");
+    std::memcpy(sum, mine->value.data(), size * sizeof(float));
+    finish();
+    if (--mine->num_products == 0) {
+      pending.erase(mine);
+    } else {
+      std::memcpy(mine->value.data(), sum, size * sizeof(float));
+      std::memset(static_cast<void*>(sum), kPoison, size * sizeof(float));
+    }
+  });
+}
+
+void CommitWarpgroupProducts() {
+  current->product_groups.push_back(std::exchange(current->products, {}));
+  current->begun_sums.clear();
+}
+
+void WaitForWarpgroupProducts(size_t num_groups, const float* sum) {
+  while (current->product_groups.size() > num_groups) {
+    for (const auto& product : current->product_groups.front()) product();
+    current->product_groups.pop_front();
+  }
+  for (const ProductSum& pending : current->product_sums) {
+    if (pending.registers == sum) Fail("the wait leaves products of its sums under way");
+  }
 }
 
 void NoteWaitForPreviousKernels() { current->block->waited_for_previous = true; }

@@ -43,6 +43,7 @@ char* SharedPointer(uint32_t offset, size_t num_bytes);
 
 void SyncBlock();
 void SyncNamed(int id, int num_threads);
+void ArriveNamed(int id, int num_threads);
 void SyncCluster();
 int32_t ClusterRank();
 int32_t ClusterSize();
@@ -80,6 +81,19 @@ void CopyAsync16(uint32_t target, const void* source, bool is_valid);
 void CommitAsyncCopies();
 void WaitForAsyncCopies(size_t num_groups);
 void ArriveAfterAsyncCopies(uint32_t barrier);
+
+// Matrix products of a warpgroup, as this thread sees them. StartWarpgroupProduct makes `sum`
+// [size] NaN until `finish` has added the product to it, within WaitForWarpgroupProducts, and
+// notices where it was touched before that. A new `sum` must have been named to
+// BeginWarpgroupProducts unless it is overwritten.
+void BeginWarpgroupProducts(float* sum);
+void StartWarpgroupProduct(float* sum, size_t size, bool accumulates, std::function<void()> finish);
+void CommitWarpgroupProducts();
+void WaitForWarpgroupProducts(size_t num_groups, const float* sum);
+int WarpOfGroup();  // 0..3
+
+// Where the byte at `offset` lies with a swizzle of 128 bytes.
+inline uint32_t Swizzle128(uint32_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
 
 void NoteWaitForPreviousKernels();
 

@@ -3,6 +3,8 @@
 
 #include "tests/cuda/emulation/runtime.h"
 
+#include <cuda.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -147,6 +149,49 @@ void AllowSharedBytes(const void* kernel, int num_bytes) {
 
 }  // namespace tidal::cuda::emulation
 
+namespace {
+
+// Of cuTensorMapEncodeTiled what kernels use: two dimensions, 2-byte elements, a swizzle of 128
+// bytes.
+CUresult EncodeTensorMap(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
+                         const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
+                         const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
+                         CUtensorMapSwizzle swizzle, CUtensorMapL2promotion /*promotion*/,
+                         CUtensorMapFloatOOBfill fill) {
+  constexpr uint32_t kElementBytes = 2;
+  constexpr uint64_t kMaxSize = uint64_t{1} << 32;
+  constexpr uint64_t kMaxStride = uint64_t{1} << 40;
+  constexpr uint32_t kMaxBox = 256;
+  constexpr uint32_t kSwizzleBytes = 128;
+  constexpr uint64_t kAlignment = 16;
+  const bool is_known_type =
+      type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || !is_known_type || rank != 2 ||
+      reinterpret_cast<uintptr_t>(base) % kAlignment != 0 || sizes[0] == 0 || sizes[1] == 0 ||
+      sizes[0] > kMaxSize || sizes[1] > kMaxSize || strides[0] % kAlignment != 0 ||
+      strides[0] >= kMaxStride || strides[0] < sizes[0] * kElementBytes || box[0] == 0 ||
+      box[1] == 0 || box[0] > kMaxBox || box[1] > kMaxBox ||
+      box[0] * kElementBytes != kSwizzleBytes || element_strides[0] != 1 ||
+      element_strides[1] != 1 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+      swizzle != CU_TENSOR_MAP_SWIZZLE_128B || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  using tidal::cuda::emulation::TensorMap;
+  static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
+  const TensorMap contents = {TensorMap::kMagic,
+                              static_cast<const char*>(base),
+                              sizes[1],
+                              sizes[0],
+                              strides[0],
+                              kElementBytes,
+                              box[1],
+                              box[0]};
+  std::memcpy(static_cast<void*>(map), &contents, sizeof(contents));
+  return CUDA_SUCCESS;
+}
+
+}  // namespace
+
 using tidal::cuda::emulation::Allocate;
 using tidal::cuda::emulation::Enqueue;
 using tidal::cuda::emulation::IsPinned;
@@ -214,6 +259,15 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*d
     default:
       return Return(cudaErrorInvalidValue);
   }
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function,
+                                             unsigned /*version*/, unsigned long long /*flags*/,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool is_known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+  *function = is_known ? reinterpret_cast<void*>(&EncodeTensorMap) : nullptr;
+  *result = is_known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetLastError() { return std::exchange(runtime().last_error, cudaSuccess); }

@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <functional>
 #include <utility>
 
@@ -23,6 +24,20 @@ cudaError_t Enqueue(cudaStream_t stream, std::function<void()> work);
 
 // The largest dynamic shared memory that launches of `kernel` may ask for.
 void AllowSharedBytes(const void* kernel, int num_bytes);
+
+// What a CUtensorMap holds here.
+struct TensorMap {
+  static constexpr uint64_t kMagic = 0x70616d726f736e65;
+
+  uint64_t magic;
+  const char* base;
+  uint64_t rows;
+  uint64_t columns;
+  uint64_t pitch;  // bytes from row to row
+  uint32_t element_bytes;
+  uint32_t box_rows;
+  uint32_t box_columns;
+};
 
 // cudaLaunchKernelEx and cudaFuncSetAttribute, which prelude.h renames to these.
 
