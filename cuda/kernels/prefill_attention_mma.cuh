@@ -49,7 +49,7 @@ __device__ void CopyKeysAndValues(const Parameters<T>& parameters, const QueryTi
     const bool is_valid = position < num_keys;
     const T* source = parameters.cache.base;
     if (is_valid) {
-      const int32_t block = __ldg(tile.block_table + position / kBlockSize);
+      const int32_t block = __ldcg(tile.block_table + position / kBlockSize);
       source += block * parameters.cache.block_stride() +
                 (tile.kv_head * kBlockSize + position % kBlockSize) * kHeadDim +
                 piece * kPieceElements;
@@ -74,7 +74,7 @@ __device__ void LoadQueries(const T* query, const QueryTile& tile, int32_t warp_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         fragments[step][half + 2 * i] =
-            *reinterpret_cast<const uint32_t*>(source + step * 16 + i * 8);
+            __ldcg(reinterpret_cast<const uint32_t*>(source + step * 16 + i * 8));
       }
     }
   }
