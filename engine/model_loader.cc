@@ -162,8 +162,14 @@ absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
     options.on_warning(absl::StrCat("serving on the CPU: CUDA cannot: ", status.message()));
     model.backend.reset();
   }
-  const Device device = options.device == Device::kCuda ? Device::kCuda : Device::kCpu;
-  TIDAL_RETURN_IF_ERROR(LoadOnDevice(options, device, &model));
+  if (options.device == Device::kCuda) {
+    const absl::Status status = LoadOnDevice(options, Device::kCuda, &model);
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("device: cuda: ", status.message()));
+    }
+    return model;
+  }
+  TIDAL_RETURN_IF_ERROR(LoadOnDevice(options, Device::kCpu, &model));
   return model;
 }
 

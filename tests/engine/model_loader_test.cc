@@ -123,6 +123,7 @@ TEST_F(ModelLoaderTest, SaysWhatCudaLacks) {
   ModelLoadOptions options = Options();
   options.device = Device::kCuda;
   const auto model = LoadServingModel(options);
+  EXPECT_THAT(Message(model), HasSubstr("device: cuda: "));
   if (model.status().code() == absl::StatusCode::kInvalidArgument) {
     EXPECT_THAT(Message(model), HasSubstr("head_dim is 32"));
   } else {
