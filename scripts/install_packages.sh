@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs the packages of one or more purposes, only what is missing. Debian 12 and Ubuntu 24.04.
 #
-#   scripts/install_packages.sh build|demo|test|package ...
+#   scripts/install_packages.sh build|demo|test|check|package ...
 #
-# build: compiler and libraries; demo: what a demo needs besides; test: tests, checks and fuzzing;
-# package: the release archive.
+# build: compiler and libraries; demo: what a demo needs besides; test: the tests; check: format,
+# tidy and fuzzing; package: the release archive.
 set -euo pipefail
 
 packages_of() { # purpose
@@ -17,9 +17,9 @@ packages_of() { # purpose
       ;;
     demo) echo python3 ;;
     test)
-      echo git ccache python3 python3-venv libgtest-dev libgmock-dev \
-        clang clang-tidy clang-format-14 libclang-rt-dev
+      echo git ccache python3 python3-venv libgtest-dev libgmock-dev
       ;;
+    check) echo clang clang-tidy clang-format-14 libclang-rt-dev ;;
     package) echo patchelf binutils ;;
     *)
       echo "install_packages.sh: unknown purpose '$1'" >&2

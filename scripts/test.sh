@@ -18,7 +18,7 @@ build() { # preset [target...]
 }
 
 banner "packages"
-scripts/install_packages.sh build test
+scripts/install_packages.sh build test check
 scripts/make_venv.sh
 if command -v ccache >/dev/null; then
   export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
