@@ -17,6 +17,8 @@ using decode::Arguments;
 constexpr int32_t kClusterBlocks = 4;
 constexpr int32_t kMaxClusterBlocks = 8;
 
+bool IsSm90(const DecodeAttentionDevice& device) { return device.max_cluster_size > 1; }
+
 constexpr int64_t kAlignment = 256;
 
 int64_t AlignUp(int64_t num_bytes) {
@@ -77,8 +79,10 @@ Arguments<T> MakeArguments(const DecodeAttentionLaunch& launch, const ModelDims&
   result.output = arguments.output;
   result.step = arguments.step;
   result.workspace = arguments.workspace;
-  std::copy(arguments.pass.kind_of_mode.begin(), arguments.pass.kind_of_mode.end(),
-            result.kind_of_mode);
+  for (int mode = 0; mode < kNumAttentionModes; ++mode) {
+    result.kinds |= static_cast<uint32_t>(arguments.pass.kind(static_cast<AttentionMode>(mode)))
+                    << (8 * mode);
+  }
   result.num_query_heads = dims.num_query_heads;
   result.group_size = dims.group_size();
   result.first_chunk = launch.first_chunk;
@@ -88,11 +92,11 @@ Arguments<T> MakeArguments(const DecodeAttentionLaunch& launch, const ModelDims&
   return result;
 }
 
-// A launch of clusters of `cluster_size` blocks each.
-template <typename... Parameters, typename... Values>
-cudaError_t Launch(const DecodeAttentionLaunch& launch, void (*kernel)(Parameters...),
-                   int32_t num_clusters, int32_t cluster_size, int32_t num_threads,
-                   size_t shared_bytes, const Values&... values) {
+// A launch of `grid`, whose x is in clusters of `cluster_size` blocks each.
+template <typename T>
+cudaError_t Launch(const DecodeAttentionLaunch& launch, void (*kernel)(Arguments<T>), dim3 grid,
+                   int32_t cluster_size, int32_t num_threads, size_t shared_bytes,
+                   const Arguments<T>& arguments) {
   cudaLaunchAttribute attributes[2] = {};
   unsigned num_attributes = 0;
   if (launch.dependent) {
@@ -108,29 +112,37 @@ cudaError_t Launch(const DecodeAttentionLaunch& launch, void (*kernel)(Parameter
     attribute.val.clusterDim.z = 1;
   }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(num_clusters * cluster_size));
+  config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = launch.stream;
   config.attrs = attributes;
   config.numAttrs = num_attributes;
-  return cudaLaunchKernelEx(&config, kernel, values...);
+  return cudaLaunchKernelEx(&config, kernel, arguments);
+}
+
+// A cluster for each of `num_tasks` of each chunk.
+dim3 TaskGrid(const DecodeAttentionLaunch& launch, int32_t cluster_size, int32_t num_tasks) {
+  return dim3(static_cast<unsigned>(cluster_size), static_cast<unsigned>(num_tasks),
+              static_cast<unsigned>(launch.num_chunks));
 }
 
 template <typename T, int kHeadDim>
 cudaError_t LaunchContext(const DecodeAttentionLaunch& launch, const Arguments<T>& arguments) {
-  return Launch(launch, decode::ContextAttentionKernel<T, kHeadDim>,
-                launch.device.num_multiprocessors, 1, decode::kNumThreads,
-                decode::ContextSharedBytes<kHeadDim>(launch.num_chunks), arguments);
+  return Launch(
+      launch, decode::ContextAttentionKernel<T, kHeadDim>,
+      dim3(static_cast<unsigned>(launch.device.num_multiprocessors)), 1, decode::kNumThreads,
+      decode::ContextSharedBytes<kHeadDim>(IsSm90(launch.device), launch.num_chunks), arguments);
 }
 
 template <typename T, int kHeadDim>
 cudaError_t LaunchSparse(const DecodeAttentionLaunch& launch, const Arguments<T>& arguments) {
   // Every KV head is attended, even where all heads share a set.
   const int32_t max_tasks = std::max(launch.max_sets, arguments.cache.num_kv_heads);
-  return Launch(launch, decode::SparseAttentionKernel<T, kHeadDim>, launch.num_chunks * max_tasks,
-                std::min(kClusterBlocks, launch.device.max_cluster_size), decode::kNumThreads,
-                decode::SparseSharedBytes<kHeadDim>(), arguments, max_tasks);
+  const int32_t cluster_size = std::min(kClusterBlocks, launch.device.max_cluster_size);
+  return Launch(launch, decode::SparseAttentionKernel<T, kHeadDim>,
+                TaskGrid(launch, cluster_size, max_tasks), cluster_size, decode::kNumThreads,
+                decode::SparseSharedBytes<kHeadDim>(IsSm90(launch.device)), arguments);
 }
 
 template <typename... Parameters>
@@ -140,22 +152,22 @@ cudaError_t AllowSharedBytes(void (*kernel)(Parameters...), size_t num_bytes) {
 }
 
 template <typename T, int kHeadDim>
-cudaError_t AllowSharedBytesOfHeads() {
+cudaError_t AllowSharedBytesOfHeads(bool is_sm90) {
   if (cudaError_t error =
           AllowSharedBytes(decode::ContextAttentionKernel<T, kHeadDim>,
-                           decode::ContextSharedBytes<kHeadDim>(kMaxAttentionChunks));
+                           decode::ContextSharedBytes<kHeadDim>(is_sm90, kMaxAttentionChunks));
       error != cudaSuccess) {
     return error;
   }
   return AllowSharedBytes(decode::SparseAttentionKernel<T, kHeadDim>,
-                          decode::SparseSharedBytes<kHeadDim>());
+                          decode::SparseSharedBytes<kHeadDim>(is_sm90));
 }
 
 template <typename T>
-cudaError_t AllowSharedBytesOfType() {
+cudaError_t AllowSharedBytesOfType(bool is_sm90) {
   for (cudaError_t error :
-       {AllowSharedBytesOfHeads<T, 64>(), AllowSharedBytesOfHeads<T, 128>(),
-        AllowSharedBytes(decode::SelectKernel<T>, sizeof(decode::SelectShared))}) {
+       {AllowSharedBytesOfHeads<T, 64>(is_sm90), AllowSharedBytesOfHeads<T, 128>(is_sm90),
+        AllowSharedBytes(decode::SelectKernel<T>, decode::SelectSharedBytes(is_sm90))}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -170,14 +182,17 @@ cudaError_t InitDecodeAttention(DecodeAttentionDevice* device) {
   int major = 0;
   for (cudaError_t error :
        {cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, ordinal),
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal),
-        AllowSharedBytesOfType<__nv_bfloat16>(), AllowSharedBytesOfType<__half>()}) {
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal)}) {
     if (error != cudaSuccess) return error;
   }
   constexpr int kFirstMajorWithClusters = 9;
   device->num_multiprocessors = num_multiprocessors;
   device->max_cluster_size = major >= kFirstMajorWithClusters ? kMaxClusterBlocks : 1;
-  return cudaSuccess;
+  const bool is_sm90 = IsSm90(*device);
+  if (cudaError_t error = AllowSharedBytesOfType<__nv_bfloat16>(is_sm90); error != cudaSuccess) {
+    return error;
+  }
+  return AllowSharedBytesOfType<__half>(is_sm90);
 }
 
 bool SupportsDecodeAttention(const ModelDims& dims) {
@@ -222,11 +237,13 @@ template <typename T>
 cudaError_t LaunchSelection(const DecodeAttentionLaunch& launch, const ModelDims& dims,
                             const DecodeAttention<T>& arguments) {
   if (!IsValidForSets(launch, dims, arguments)) return cudaErrorInvalidValue;
-  const int32_t num_clusters = launch.num_chunks * launch.max_sets;
-  const bool fits = num_clusters <= launch.device.num_multiprocessors / kMaxClusterBlocks;
-  return Launch(launch, decode::SelectKernel<T>, num_clusters,
-                std::min(fits ? kMaxClusterBlocks : kClusterBlocks, launch.device.max_cluster_size),
-                decode::kSelectThreads, sizeof(decode::SelectShared),
+  const bool fits =
+      launch.num_chunks * launch.max_sets <= launch.device.num_multiprocessors / kMaxClusterBlocks;
+  const int32_t cluster_size =
+      std::min(fits ? kMaxClusterBlocks : kClusterBlocks, launch.device.max_cluster_size);
+  return Launch(launch, decode::SelectKernel<T>, TaskGrid(launch, cluster_size, launch.max_sets),
+                cluster_size, decode::kSelectThreads,
+                decode::SelectSharedBytes(IsSm90(launch.device)),
                 MakeArguments(launch, dims, arguments));
 }
 

@@ -23,12 +23,13 @@
 //    lie 256 bytes apart in a slot; reads are arranged to meet at most twofold bank conflicts.
 //  - A (chunk, KV head) that several blocks share leaves partial results in the workspace; the last
 //    block to arrive merges them in the order of the blocks.
-// Selection is a radix select: a cluster of 4 or 8 blocks reads a set's scores once into shared
-// memory (25600 positions a block, 102400 in a cluster of 4; what does not fit is read again in
-// each pass), finds the budget's last key by histograms of 11, 11 and 10 bits, and writes the
-// positions in ascending order.
-// Sparse attention gives a cluster of 4 blocks to each (chunk, set): 16 warps gather units of 16
-// selected rows, three in flight each (all of a budget of 512 at once), and merge in the cluster.
+// Selection is a radix select: a cluster of 4 or 8 blocks (one before sm_90) reads a set's scores
+// once into shared memory (25600 positions a block, before sm_90 16384; what does not fit is read
+// again in each pass), finds the budget's last key by histograms of 11, 11 and 10 bits, and writes
+// the positions in ascending order. 32 sets of 100K are 128 blocks and 12.8 MB out of the L2.
+// Sparse attention gives a cluster of 4 blocks (one before sm_90) to each (chunk, set): 16 warps
+// gather units of 16 selected rows, three in flight each for head_dim 128 (all of a budget of 512
+// at once), and merge in the cluster.
 //
 // What holds: the same step gives the same bits. Selection given its scores, and sparse attention,
 // do not depend on the other chunks of the batch. Context attention depends on them only by where
@@ -54,7 +55,7 @@ inline constexpr int32_t kMaxAttentionChunks = 1024;
 // What the launches need to know of the device; filled by InitDecodeAttention.
 struct DecodeAttentionDevice {
   int32_t num_multiprocessors = 0;
-  int32_t max_cluster_size = 1;  // 8 from sm_90 on
+  int32_t max_cluster_size = 1;  // 8 from sm_90 on, before 1
 };
 
 // Sets the kernels' attributes on the current device. Call once for each device, before any launch
@@ -81,8 +82,8 @@ struct DecodeAttentionWorkspace {
   // [tokens of the kSelect chunks before][query head][context of the chunk, in whole blocks]
   float* scores;
   int64_t max_score_tokens;
-  // Of each query head of each kSelect chunk: {maximum of score * log2(e), sum of
-  // 2^(score * log2(e) - maximum)}, [chunk][query head].
+  // Of each query head of each kSelect chunk: {some reference, sum of 2^(score * log2(e) -
+  // reference)}, [chunk][query head].
   float2* softmax;
   float* partials;     // of shares of a (chunk, KV head)
   uint32_t* counters;  // [chunk][KV head], arrivals; zero between launches
@@ -109,8 +110,9 @@ DecodeAttentionWorkspace MakeDecodeAttentionWorkspace(void* memory,
 struct DecodeAttentionLaunch {
   DecodeAttentionDevice device;
   cudaStream_t stream = nullptr;
-  // The chunks served: first_chunk .. first_chunk + num_chunks - 1, where the step has them. A
-  // graph takes its bucket of chunks; 1..kMaxAttentionChunks.
+  // The chunks served: first_chunk .. first_chunk + num_chunks - 1, where the step has them; all
+  // are within the chunk table's memory. A graph takes its bucket of
+  // chunks; 1..kMaxAttentionChunks.
   int32_t first_chunk = 0;
   int32_t num_chunks = 0;
   // LaunchSelection and LaunchSparseAttention: the sets that a chunk can have at most in the step.

@@ -24,12 +24,13 @@ struct ChunkTable {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     int32_t units_before = 0;
     int32_t score_blocks_before = 0;
-    for (int32_t first = 0; first < num_chunks; first += kWarpSize) {
+    for (int32_t first = 0; first < arguments.num_chunks; first += kWarpSize) {
       const int32_t index = first + lane;
       int32_t units = 0;
       int32_t score_blocks = 0;
+      DeviceChunk chunk = {};
+      if (index < arguments.num_chunks) chunk = arguments.LoadChunk(index);
       if (index < num_chunks) {
-        const DeviceChunk& chunk = arguments.step.chunks[arguments.first_chunk + index];
         const bool selects = arguments.Selects(chunk);
         if (selects || (chunk.num_tokens == 1 && arguments.Kind(chunk) == AttentionKind::kFull)) {
           units = NumBlocks(chunk) * arguments.cache.num_kv_heads;
@@ -116,7 +117,6 @@ template <typename T, int kHeadDim>
 class UnitRing {
  public:
   static constexpr int kSlots = Unit<kHeadDim>::kSlots;
-  static constexpr int kBarriers = kSlots;
 
   // Fills all slots. `slots`: this warp's, with initialised barriers.
   __device__ UnitRing(const Arguments<T>& arguments, const ChunkTable& table, char* slots,
@@ -311,7 +311,7 @@ __device__ void AttendSegment(const HeadGroup<T, kHeadDim>& group, const Segment
 template <int kHeadDim>
 struct Partials {
   float* outputs;   // [block][2][query head of the group][kHeadDim]
-  float2* softmax;  // [block][2][query head of the group], maximum (log2) and sum
+  float2* softmax;  // [block][2][query head of the group], reference (log2) and sum
   int32_t group_size;
 
   __device__ Partials(float* memory, int32_t num_blocks, int32_t group)
@@ -368,13 +368,13 @@ __device__ void MergeShares(const HeadGroup<T, kHeadDim>& group, const Partials<
 template <int kHeadDim>
 struct ContextShared {
   MergeArea<kHeadDim> merge;
-  uint64_t barriers[kNumWarps][Unit<kHeadDim>::kSlots];
+  uint64_t barriers[kNumWarps][Unit<kHeadDim>::kMaxSlots];
   int32_t is_last;
 };
 
 template <int kHeadDim>
-uint32_t ContextSharedBytes(int32_t max_chunks) {
-  return kNumWarps * Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes +
+uint32_t ContextSharedBytes(bool is_sm90, int32_t max_chunks) {
+  return kNumWarps * Unit<kHeadDim>::RingBytes(is_sm90) +
          static_cast<uint32_t>(sizeof(ContextShared<kHeadDim>)) + ChunkTable::Bytes(max_chunks);
 }
 
@@ -422,11 +422,11 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
     ContextAttentionKernel(const __grid_constant__ Arguments<T> arguments) {
   char* slots = DynamicSharedMemory();
   LetNextKernelStart();
-  constexpr int kRingBytes = Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes;
+  constexpr int kRingBytes = Unit<kHeadDim>::kRingBytes;
   auto* shared = reinterpret_cast<ContextShared<kHeadDim>*>(slots + kNumWarps * kRingBytes);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kNumWarps * Unit<kHeadDim>::kSlots; ++i) {
+    for (int i = 0; i < kNumWarps * Unit<kHeadDim>::kMaxSlots; ++i) {
       InitBarrier(SharedAddress(&shared->barriers[0][0] + i), 1);
     }
     FenceBarrierInit();

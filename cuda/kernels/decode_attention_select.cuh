@@ -11,14 +11,16 @@ namespace tidal::cuda::decode {
 inline constexpr int kSelectThreads = 512;
 inline constexpr int kSelectWarps = kSelectThreads / kWarpSize;
 
-// Positions whose keys a block holds; beside a block of ContextAttentionKernel in a multiprocessor.
-inline constexpr int32_t kBlockKeys = 25600;
+// Positions whose keys a block holds; on sm_90 beside a block of ContextAttentionKernel in a
+// multiprocessor.
+constexpr int32_t NumBlockKeys(bool is_sm90) { return is_sm90 ? 25600 : 16384; }
+inline constexpr int32_t kBlockKeys = NumBlockKeys(kIsSm90);
 
 // A key orders scores as unsigned numbers; digits of 11, 11 and 10 bits, the highest first.
 inline constexpr int kNumDigits = 3;
 inline constexpr int kMaxBins = 2048;
-__device__ constexpr int DigitShift(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
-__device__ constexpr int NumBins(int digit) { return digit == 2 ? 1024 : kMaxBins; }
+__device__ inline int DigitShift(int digit) { return digit == 0 ? 21 : digit == 1 ? 10 : 0; }
+__device__ inline int NumBins(int digit) { return digit == 2 ? 1024 : kMaxBins; }
 
 // Of positions that are kept whatever their score.
 inline constexpr uint32_t kKeptKey = 0xFFFFFFFFu;
@@ -29,7 +31,8 @@ __device__ inline uint32_t MakeKey(float score) {
   return min(key, kKeptKey - 1);
 }
 
-struct SelectShared {
+// Before the block's keys.
+struct alignas(16) SelectShared {
   uint32_t histograms[2][kMaxBins];
   // Of each warp, then summed up over the warps before it.
   int32_t warp_higher[kSelectWarps];
@@ -39,8 +42,17 @@ struct SelectShared {
   int32_t num_equal;
   uint32_t bin;       // of the last key in the set
   int32_t remaining;  // of the set, to be taken from that bin
-  uint32_t keys[kBlockKeys];
+
+  __device__ uint32_t* keys() { return reinterpret_cast<uint32_t*>(this + 1); }  // [kBlockKeys]
 };
+
+inline uint32_t SelectSharedBytes(bool is_sm90) {
+  return static_cast<uint32_t>(sizeof(SelectShared) +
+                               static_cast<size_t>(NumBlockKeys(is_sm90)) * sizeof(uint32_t));
+}
+
+// Positions a warp goes over at a time: 4 a lane.
+inline constexpr int32_t kStride = 4 * kWarpSize;
 
 // The scores that a set is picked by.
 struct SetScores {
@@ -48,35 +60,42 @@ struct SetScores {
   int32_t pitch;
   int32_t num_heads;
   SelectionScope scope;
-  const float2* softmax;  // of the set's heads: maximum (log2), sum
+  const float2* softmax;  // of the set's heads: reference (log2), sum
 
-  // The pooled scores of four positions from `position`, a multiple of 4, on.
-  __device__ float4 Load(int32_t position) const {
-    if (scope == SelectionScope::kQueryHead) return LoadHead(0, position);
-    float4 pooled = {};
+  // The pooled scores of kCount times four positions: from `position`, a multiple of 4, and each
+  // kStride further on. Those from `end` on are not read.
+  template <int kCount>
+  __device__ void Load(int32_t position, int32_t end, float4 (&pooled)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pooled[i] = {};
+#pragma unroll 1
     for (int32_t head = 0; head < num_heads; ++head) {
+      const float* row = scores + int64_t{head} * pitch;
+      float4 raw[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int32_t first = position + i * kStride;
+        raw[i] = first < end ? __ldcg(reinterpret_cast<const float4*>(row + first)) : float4{};
+      }
       const float2 state = __ldcg(softmax + head);
       const float factor = 1.0f / state.y;
-      const float4 raw = LoadHead(head, position);
-      const float4 p = {Probability(raw.x, state.x, factor), Probability(raw.y, state.x, factor),
-                        Probability(raw.z, state.x, factor), Probability(raw.w, state.x, factor)};
-      if (scope == SelectionScope::kKvHead) {
-        pooled = {pooled.x + p.x, pooled.y + p.y, pooled.z + p.z, pooled.w + p.w};
-      } else {
-        pooled = {fmaxf(pooled.x, p.x), fmaxf(pooled.y, p.y), fmaxf(pooled.z, p.z),
-                  fmaxf(pooled.w, p.w)};
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        pooled[i] = {Pool(pooled[i].x, raw[i].x, state.x, factor),
+                     Pool(pooled[i].y, raw[i].y, state.x, factor),
+                     Pool(pooled[i].z, raw[i].z, state.x, factor),
+                     Pool(pooled[i].w, raw[i].w, state.x, factor)};
       }
     }
-    return pooled;
   }
 
  private:
-  __device__ float4 LoadHead(int32_t head, int32_t position) const {
-    return __ldcg(reinterpret_cast<const float4*>(scores + int64_t{head} * pitch + position));
-  }
-  // Never contracted to a fused multiply-add, so that it is the same wherever it is computed.
-  __device__ static float Probability(float score, float max, float factor) {
-    return __fmul_rn(Exp2(__fadd_rn(__fmul_rn(score, kLog2E), -max)), factor);
+  // `pooled` with one more head's score. Never contracted to a fused multiply-add, so that it is
+  // the same wherever it is computed.
+  __device__ float Pool(float pooled, float score, float max, float factor) const {
+    if (scope == SelectionScope::kQueryHead) return score;
+    const float p = __fmul_rn(Exp2(__fadd_rn(__fmul_rn(score, kLog2E), -max)), factor);
+    return scope == SelectionScope::kKvHead ? __fadd_rn(pooled, p) : fmaxf(pooled, p);
   }
 };
 
@@ -111,9 +130,6 @@ struct SetRange {
   }
 };
 
-// Positions a warp goes over at a time: 4 a lane.
-inline constexpr int32_t kStride = 4 * kWarpSize;
-
 // Calls visit(position, keys) for every four positions from `begin` on, by whole warps; positions
 // from `end` on are not the warp's. Reads keys that are not in shared memory from the scores.
 template <typename Visit>
@@ -124,9 +140,12 @@ __device__ void VisitKeys(const SetRange& range, const SetScores& scores, const 
     const int32_t position = first + lane * 4;
     const int32_t index = position - range.block_begin;
     uint4 four = {};
-    if (position < range.end) {
-      four = index + 4 <= kBlockKeys ? *reinterpret_cast<const uint4*>(keys + index)
-                                     : range.MakeKeys(position, scores.Load(position));
+    if (index + 4 <= kBlockKeys) {
+      if (position < range.end) four = *reinterpret_cast<const uint4*>(keys + index);
+    } else {
+      float4 loaded[1];
+      scores.Load(position, range.end, loaded);
+      four = range.MakeKeys(position, loaded[0]);
     }
     visit(position, four);
   }
@@ -136,14 +155,10 @@ __device__ void VisitKeys(const SetRange& range, const SetScores& scores, const 
 __device__ inline void LoadKeys(const SetRange& range, const SetScores& scores, uint32_t* histogram,
                                 uint32_t* keys) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  constexpr int kLoads = 8;  // in flight a thread
+  constexpr int kLoads = 4;  // in flight a thread: 32 KB a block
   for (int32_t first = range.begin; first < range.end; first += kLoads * kStride) {
     float4 loaded[kLoads];
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int32_t position = first + i * kStride + lane * 4;
-      loaded[i] = position < range.end ? scores.Load(position) : float4{};
-    }
+    scores.Load(first + lane * 4, range.end, loaded);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int32_t position = first + i * kStride + lane * 4;
@@ -160,7 +175,7 @@ __device__ inline void LoadKeys(const SetRange& range, const SetScores& scores, 
   }
 }
 
-// Counts by digit `digit` the keys whose digits before it are `prefix`.
+// Counts by digit `digit`, not the first, the keys whose digits before it are `prefix`.
 __device__ inline void CountDigit(const SetRange& range, const SetScores& scores,
                                   const uint32_t* keys, int digit, uint32_t prefix,
                                   uint32_t* histogram) {
@@ -242,19 +257,23 @@ __device__ inline Threshold FindThreshold(const SetRange& range, const SetScores
   ClearHistogram(shared->histograms[0]);
   ClearHistogram(shared->histograms[1]);
   __syncthreads();
-  LoadKeys(range, scores, shared->histograms[0], shared->keys);
-  ClusterSync();
-  FindBin(budget, shared->histograms[0], shared);
-  uint32_t prefix = shared->bin;
-  CountDigit(range, scores, shared->keys, 1, prefix, shared->histograms[1]);
-  ClusterSync();
-  ClearHistogram(shared->histograms[0]);  // all blocks of the cluster have read it
-  FindBin(shared->remaining, shared->histograms[1], shared);
-  prefix = prefix * NumBins(1) + shared->bin;
-  CountDigit(range, scores, shared->keys, 2, prefix, shared->histograms[0]);
-  ClusterSync();
-  FindBin(shared->remaining, shared->histograms[0], shared);
-  return {prefix * NumBins(2) + shared->bin, shared->remaining};
+  Threshold result = {0, budget};
+#pragma unroll 1
+  for (int digit = 0; digit < kNumDigits; ++digit) {
+    uint32_t* histogram = shared->histograms[digit % 2];
+    if (digit == 0) {
+      LoadKeys(range, scores, histogram, shared->keys());
+    } else {
+      CountDigit(range, scores, shared->keys(), digit, result.key, histogram);
+    }
+    __syncwarp();  // ClusterSync takes whole warps
+    ClusterSync();
+    // The last digit's; all blocks of the cluster have read what it held.
+    if (digit == 1) ClearHistogram(shared->histograms[0]);
+    FindBin(result.num_equal, histogram, shared);
+    result = {result.key * NumBins(digit) + shared->bin, shared->remaining};
+  }
+  return result;
 }
 
 // Counts this block's keys above and at the threshold: sums over the warps before each in
@@ -265,7 +284,7 @@ __device__ inline void CountSelected(const SetRange& range, const SetScores& sco
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   int32_t higher = 0;
   int32_t equal = 0;
-  VisitKeys(range, scores, shared->keys, [&](int32_t position, const uint4& four) {
+  VisitKeys(range, scores, shared->keys(), [&](int32_t position, const uint4& four) {
     const uint32_t each[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -366,22 +385,20 @@ __device__ inline int32_t NumSets(SelectionScope scope, int32_t num_query_heads,
                                              : 1;
 }
 
-// A cluster for each (chunk, set).
+// A cluster for each (chunk, set): blockIdx is (rank, set, chunk of the launch).
 template <typename T>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     SelectKernel(const __grid_constant__ Arguments<T> arguments) {
   auto* shared = reinterpret_cast<SelectShared*>(DynamicSharedMemory());
   LetNextKernelStart();
   WaitForPreviousKernels();
-  const int32_t cluster = static_cast<int32_t>(blockIdx.x) / ClusterSize();
-  const int32_t index = cluster / arguments.max_sets;
-  const int32_t set = cluster % arguments.max_sets;
-  if (index >= arguments.NumChunks()) return;
+  const int32_t set = static_cast<int32_t>(blockIdx.y);
+  const int32_t index = static_cast<int32_t>(blockIdx.z);
+  const DeviceChunk chunk = arguments.LoadChunk(index);
   const int32_t chunk_index = arguments.first_chunk + index;
-  const DeviceChunk chunk = arguments.step.chunks[chunk_index];
   const int32_t num_heads = arguments.num_query_heads;
   const int32_t num_sets = NumSets(chunk.scope, num_heads, arguments.cache.num_kv_heads);
-  if (!arguments.Selects(chunk) || set >= num_sets) return;
+  if (!arguments.Serves(chunk, index, AttentionKind::kSelect, set, num_sets)) return;
   const DecodeAttentionWorkspace& workspace = arguments.workspace;
   const int32_t budget = min(chunk.token_budget, chunk.num_context_tokens);
   if (budget > workspace.max_token_budget || num_sets > arguments.max_sets) __trap();
@@ -396,6 +413,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   const SetRange range(chunk, warp);
   const Threshold threshold = FindThreshold(range, scores, budget, shared);
   CountSelected(range, scores, threshold, shared);
+  __syncwarp();
   ClusterSync();
   int32_t higher_before = shared->warp_higher[warp];
   int32_t equal_before = shared->warp_equal[warp];
@@ -409,7 +427,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   const SetOutput output = {
       workspace.positions + row, workspace.cache_rows + row,
       step.block_tables + int64_t{chunk.sampler_slot} * step.block_table_stride};
-  WriteSelected(range, scores, threshold, higher_before, equal_before, shared->keys, output);
+  WriteSelected(range, scores, threshold, higher_before, equal_before, shared->keys(), output);
+  __syncwarp();
   ClusterSync();  // no block ends while others read its shared memory
 }
 

@@ -118,12 +118,12 @@ struct SparseShared {
   MergeArea<kHeadDim> merge;
   // The block's part, read by the cluster.
   float outputs[kMaxAttentionGroup][kHeadDim];
-  float2 softmax[kMaxAttentionGroup];  // maximum (log2), sum
+  float2 softmax[kMaxAttentionGroup];  // reference (log2), sum
 };
 
 template <int kHeadDim>
-uint32_t SparseSharedBytes() {
-  return kNumWarps * Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes +
+uint32_t SparseSharedBytes(bool is_sm90) {
+  return kNumWarps * Unit<kHeadDim>::RingBytes(is_sm90) +
          static_cast<uint32_t>(sizeof(SparseShared<kHeadDim>));
 }
 
@@ -150,27 +150,25 @@ __device__ void MergeCluster(SparseShared<kHeadDim>* shared, int32_t num_queries
   }
 }
 
-// A cluster for each (chunk, task).
+// A cluster for each (chunk, task): blockIdx is (rank, task, chunk of the launch).
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
-    SparseAttentionKernel(const __grid_constant__ Arguments<T> arguments, int32_t max_tasks) {
+    SparseAttentionKernel(const __grid_constant__ Arguments<T> arguments) {
   char* slots = DynamicSharedMemory();
   LetNextKernelStart();
-  constexpr int kRingBytes = Unit<kHeadDim>::kSlots * Unit<kHeadDim>::kBytes;
+  constexpr int kRingBytes = Unit<kHeadDim>::kRingBytes;
   auto* shared = reinterpret_cast<SparseShared<kHeadDim>*>(slots + kNumWarps * kRingBytes);
   WaitForPreviousKernels();
-  const int32_t cluster = static_cast<int32_t>(blockIdx.x) / ClusterSize();
-  const int32_t index = cluster / max_tasks;
-  if (index >= arguments.NumChunks()) return;
+  const int32_t task_index = static_cast<int32_t>(blockIdx.y);
+  const int32_t index = static_cast<int32_t>(blockIdx.z);
+  const DeviceChunk chunk = arguments.LoadChunk(index);
   const int32_t chunk_index = arguments.first_chunk + index;
-  const DeviceChunk chunk = arguments.step.chunks[chunk_index];
   const int32_t num_heads = arguments.num_query_heads;
   const int32_t num_tasks =
       chunk.scope == SelectionScope::kQueryHead ? num_heads : arguments.cache.num_kv_heads;
-  if (chunk.num_tokens != 1 || arguments.Kind(chunk) != AttentionKind::kSparse) return;
-  if (num_tasks > max_tasks) __trap();
-  if (cluster % max_tasks >= num_tasks) return;
-  const SparseTask task(chunk.scope, cluster % max_tasks, arguments.group_size);
+  if (!arguments.Serves(chunk, index, AttentionKind::kSparse, task_index, num_tasks)) return;
+  if (num_tasks > static_cast<int32_t>(gridDim.y)) __trap();
+  const SparseTask task(chunk.scope, task_index, arguments.group_size);
 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -211,6 +209,7 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
   if (ClusterRank() == 0) {
     MergeCluster<T, kHeadDim>(shared, task.num_queries, arguments.output + query_offset);
   }
+  __syncwarp();   // ClusterSync takes whole warps
   ClusterSync();  // no block ends while others read its shared memory
 }
 

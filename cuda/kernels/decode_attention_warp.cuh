@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cuda/kernels/decode_attention.h"
 #include "cuda/kernels/ptx.cuh"
@@ -29,7 +30,7 @@ struct Arguments {
   T* output;
   StepView step;
   DecodeAttentionWorkspace workspace;
-  AttentionKind kind_of_mode[kNumAttentionModes];
+  uint32_t kinds;  // of each mode, a byte each
   int32_t num_query_heads;
   int32_t group_size;
   int32_t first_chunk;
@@ -41,8 +42,29 @@ struct Arguments {
   __device__ int32_t NumChunks() const {
     return max(0, min(num_chunks, step.counts->num_chunks - first_chunk));
   }
+  // Chunk `index` of the launch, perhaps one that the step does not have: need not wait for
+  // NumChunks.
+  __device__ DeviceChunk LoadChunk(int32_t index) const {
+    uint4 words[2];
+    static_assert(sizeof(words) == sizeof(DeviceChunk));
+    const auto* source = reinterpret_cast<const uint4*>(step.chunks + first_chunk + index);
+    words[0] = __ldcg(source);
+    words[1] = __ldcg(source + 1);
+    DeviceChunk chunk;
+    memcpy(&chunk, words, sizeof(chunk));
+    return chunk;
+  }
+  // Of any chunk, also one that LoadChunk made of nothing.
   __device__ AttentionKind Kind(const DeviceChunk& chunk) const {
-    return kind_of_mode[static_cast<int>(chunk.mode)];
+    static_assert(kNumAttentionModes <= 4);
+    return static_cast<AttentionKind>(kinds >> (static_cast<int>(chunk.mode) & 3) * 8 & 0xFF);
+  }
+  // Whether chunk `index` of the launch, in `chunk`, is of this kind, and has more than `task`
+  // tasks. Without branches, so that all of the chunk comes at once.
+  __device__ bool Serves(const DeviceChunk& chunk, int32_t index, AttentionKind kind, int32_t task,
+                         int32_t num_tasks) const {
+    return ((index < NumChunks()) & (chunk.num_tokens == 1) & (Kind(chunk) == kind) &
+            (task < num_tasks) & (chunk.token_budget > 0)) != 0;
   }
   __device__ bool Selects(const DeviceChunk& chunk) const {
     return chunk.num_tokens == 1 && Kind(chunk) == AttentionKind::kSelect;
@@ -53,13 +75,25 @@ __device__ inline int32_t NumBlocks(const DeviceChunk& chunk) {
   return (chunk.num_context_tokens + kBlockSize - 1) / kBlockSize;
 }
 
-// The sizes of a unit, and of a warp's ring of them: 24 KB.
+// Whether device code is compiled for sm_90; host code asks the device. Before, a block may have as
+// little as 99 KB of shared memory.
+#ifdef TIDAL_SM90
+inline constexpr bool kIsSm90 = true;
+#else
+inline constexpr bool kIsSm90 = false;
+#endif
+
+// The sizes of a unit, and of a warp's ring of them.
 template <int kHeadDim>
 struct Unit {
   static constexpr int kRowBytes = kHeadDim * 2;
   static constexpr int kValuesOffset = kUnitTokens * kRowBytes;
   static constexpr int kBytes = 2 * kValuesOffset;
-  static constexpr int kSlots = 24 * 1024 / kBytes;
+
+  static constexpr int RingBytes(bool is_sm90) { return (is_sm90 ? 24 : 16) * 1024; }
+  static constexpr int kRingBytes = RingBytes(kIsSm90);
+  static constexpr int kSlots = kRingBytes / kBytes;
+  static constexpr int kMaxSlots = RingBytes(true) / kBytes;
 };
 
 // One lane's part of the group's queries: query head lane / 4, 8 elements of each 32. The mma's
@@ -155,12 +189,10 @@ class WarpSoftmax {
   // tokens of a head. `values`: the shared address of the unit's V, finite in all rows.
   __device__ void Add(const float (&scores)[4], uint32_t values, int lane) {
     const float highest = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
-    // The reference may lag behind the true maximum: 2^8 overflows nothing, and rescaling is rare.
-    constexpr float kMaxLag = 8.0f;
-    if (__any_sync(kFullWarp, highest > max_ + kMaxLag)) RaiseMax(highest);
+    if (__any_sync(kFullWarp, highest > reference_ + kMaxExponent)) RaiseReference(highest);
     float p[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) p[i] = Exp2(scores[i] - max_);
+    for (int i = 0; i < 4; ++i) p[i] = Exp2(scores[i] - reference_);
     sum_ += (p[0] + p[1]) + (p[2] + p[3]);
     const uint32_t a[4] = {PackPair(T(), p[0], p[1]), 0, PackPair(T(), p[2], p[3]), 0};
 #pragma unroll
@@ -172,8 +204,8 @@ class WarpSoftmax {
     }
   }
 
-  // The reference of the outputs and the sum, log2.
-  __device__ float max() const { return max_; }
+  // Outputs and sum are times 2^-reference.
+  __device__ float reference() const { return reference_; }
   // Of the whole row; by the whole warp.
   __device__ float Sum() const {
     float sum = sum_ + __shfl_xor_sync(kFullWarp, sum_, 1);
@@ -183,12 +215,17 @@ class WarpSoftmax {
   __device__ float2 Output(int i) const { return {outputs_[i][0], outputs_[i][1]}; }
 
  private:
-  __device__ void RaiseMax(float highest) {
+  // Exponentials reach 2^15, which a half can hold, before everything is scaled anew, which is
+  // rare; the highest score so far is then at 2^7, so that a half holds those that are 2^-31 of it.
+  static constexpr float kMaxExponent = 15.0f;
+  static constexpr float kRaisedExponent = 7.0f;
+
+  __device__ void RaiseReference(float highest) {
     highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 1));
     highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 2));
-    const float raised = fmaxf(max_, highest);
-    const float factor = Exp2(max_ - raised);
-    max_ = raised;
+    const float raised = fmaxf(reference_, highest - kRaisedExponent);
+    const float factor = Exp2(reference_ - raised);
+    reference_ = raised;
     sum_ *= factor;
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; ++i) {
@@ -197,7 +234,7 @@ class WarpSoftmax {
     }
   }
 
-  float max_ = -INFINITY;
+  float reference_ = -INFINITY;     // log2
   float sum_ = 0.0f;                // this lane's tokens
   float outputs_[kHeadDim / 8][4];  // [2..3] are rows of no query head
 };
@@ -208,18 +245,18 @@ struct MergeArea {
   static constexpr int kQueries = 4;           // at a time
   static constexpr int kPitch = kHeadDim + 8;  // free of bank conflicts for the writes
   float outputs[kNumWarps][kQueries][kPitch];
-  float2 softmax[kNumWarps][kMaxAttentionGroup];  // maximum (log2), sum
+  float2 softmax[kNumWarps][kMaxAttentionGroup];  // reference (log2), sum
 };
 
-// The factor that brings a part of a softmax, {maximum (log2), sum}, to another maximum; a part of
-// no tokens counts nothing.
+// The factor that brings a part of a softmax, {reference (log2), sum}, to another reference; a part
+// of no tokens counts nothing.
 __device__ inline float PartWeight(float2 part, float max) {
   return part.y == 0.0f ? 0.0f : Exp2(part.x - max);
 }
 
-// Merges the warps' results, always in the same order, and calls store(query, element, output, max,
-// sum) for each element of each of the group's query heads, in some thread; output is not yet
-// divided by sum. By the whole block; `area` is free again afterwards.
+// Merges the warps' results, always in the same order, and calls store(query, element, output,
+// reference, sum) for each element of each of the group's query heads, in some thread; output is
+// not yet divided by sum. By the whole block; `area` is free again afterwards.
 template <typename T, int kHeadDim, typename Store>
 __device__ void MergeWarps(const WarpSoftmax<T, kHeadDim>& mine, int32_t num_queries,
                            MergeArea<kHeadDim>* area, const Store& store) {
@@ -229,7 +266,7 @@ __device__ void MergeWarps(const WarpSoftmax<T, kHeadDim>& mine, int32_t num_que
   const int row = lane / kLanesPerQuery;
   const int pair = lane % kLanesPerQuery;
   const float sum = mine.Sum();
-  if (pair == 0) area->softmax[warp][row] = {mine.max(), sum};
+  if (pair == 0) area->softmax[warp][row] = {mine.reference(), sum};
   for (int first = 0; first < num_queries; first += MergeArea<kHeadDim>::kQueries) {
     const int count = min(MergeArea<kHeadDim>::kQueries, num_queries - first);
     if (row >= first && row < first + count) {

@@ -115,7 +115,8 @@ class Step {
     output_ = std::make_unique<DeviceArray<T>>(query_host_.size());
     counts_ = std::make_unique<DeviceArray<StepView::Counts>>(
         std::vector<StepView::Counts>{{num_rows_, num_chunks(), 0, 0}});
-    chunks_device_ = std::make_unique<DeviceArray<DeviceChunk>>(chunks_);
+    chunks_device_ = std::make_unique<DeviceArray<DeviceChunk>>(chunks_.size() + kSpareChunks);
+    chunks_device_->Write(chunks_);
     const int64_t bytes = DecodeAttentionWorkspaceBytes(device_, dims_, limits_);
     memory_ = std::make_unique<DeviceArray<char>>(Size(bytes));
     memory_->Fill(0);
@@ -135,7 +136,7 @@ class Step {
     DecodeAttentionLaunch launch;
     launch.device = device_;
     launch.stream = stream_;
-    launch.num_chunks = num_chunks() + 3;  // a bucket
+    launch.num_chunks = num_chunks() + kSpareChunks;
     launch.max_sets = dims_.num_query_heads;
     return launch;
   }
@@ -260,6 +261,9 @@ class Step {
   }
 
  private:
+  // Of the launch's bucket, not of the step.
+  static constexpr int32_t kSpareChunks = 3;
+
   std::vector<T> RandomElements(size_t size, float scale) {
     std::uniform_real_distribution<float> uniform(-scale, scale);
     std::vector<T> elements(size);
