@@ -2,13 +2,15 @@
 
 #include <grpcpp/client_context.h>
 
+#include <utility>
+
 namespace tidal::client {
 
 bool CallCanceller::Cancel() {
   absl::MutexLock lock(&mutex_);
   cancelled_ = true;
-  if (context_ == nullptr) return false;
-  context_->TryCancel();
+  if (!cancel_call_) return false;
+  cancel_call_();
   return true;
 }
 
@@ -17,16 +19,22 @@ bool CallCanceller::cancelled() const {
   return cancelled_;
 }
 
-void CallCanceller::Attach(grpc::ClientContext* context) {
+void CallCanceller::SetCallInFlight(std::function<void()> cancel) {
   absl::MutexLock lock(&mutex_);
-  context_ = context;
-  // Before the call has begun this makes it fail at its start.
-  if (cancelled_) context_->TryCancel();
+  cancel_call_ = std::move(cancel);
+  if (cancelled_ && cancel_call_) cancel_call_();
 }
 
-void CallCanceller::Detach() {
+bool CallCanceller::WaitForCancel(absl::Duration timeout) const {
   absl::MutexLock lock(&mutex_);
-  context_ = nullptr;
+  return mutex_.AwaitWithTimeout(absl::Condition(&cancelled_), timeout);
 }
+
+void CallCanceller::Attach(grpc::ClientContext* context) {
+  // Cancelling a context before its call has begun makes the call fail at its start.
+  SetCallInFlight([context] { context->TryCancel(); });
+}
+
+void CallCanceller::Detach() { SetCallInFlight(nullptr); }
 
 }  // namespace tidal::client

@@ -5,6 +5,9 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include <utility>
+
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "client/rpc_status.h"
 
@@ -15,6 +18,10 @@ namespace v1 = inference::v1;
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
+void AddBearerToken(const std::string& token, grpc::ClientContext& context) {
+  if (!token.empty()) context.AddMetadata("authorization", absl::StrCat("Bearer ", token));
+}
+
 int ToMilliseconds(absl::Duration duration) {
   return static_cast<int>(absl::ToInt64Milliseconds(duration));
 }
@@ -24,7 +31,9 @@ int ToMilliseconds(absl::Duration duration) {
 // A client context that follows CallOptions for as long as it lives.
 class InferenceClient::Call {
  public:
-  explicit Call(const CallOptions& options) : canceller_(options.canceller) {
+  Call(const CallOptions& options, const std::string& bearer_token)
+      : canceller_(options.canceller) {
+    AddBearerToken(bearer_token, context_);
     if (options.deadline != absl::InfiniteFuture()) {
       context_.set_deadline(absl::ToChronoTime(options.deadline));
     }
@@ -47,7 +56,7 @@ template <typename Response, typename Stub, typename Request>
 absl::StatusOr<Response> InferenceClient::CallUnary(
     Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request, const CallOptions& options) {
-  Call call(options);
+  Call call(options, bearer_token_);
   Response response;
   const grpc::Status status = (stub.*method)(call.context(), request, &response);
   if (!status.ok()) return FromGrpcStatus(status);
@@ -63,11 +72,22 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, ToMilliseconds(options.keepalive_timeout));
   // Pings go on while a call waits for its first token.
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+  if (options.has_own_connection) arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (options.tls.has_value()) {
+    grpc::SslCredentialsOptions ssl;
+    ssl.pem_root_certs = options.tls->ca_certificates;
+    ssl.pem_cert_chain = options.tls->certificate_chain;
+    ssl.pem_private_key = options.tls->private_key;
+    credentials = grpc::SslCredentials(ssl);
+  }
+  return grpc::CreateCustomChannel(target, credentials, arguments);
 }
 
-InferenceClient::InferenceClient(const std::shared_ptr<grpc::Channel>& channel)
-    : inference_(v1::InferenceService::NewStub(channel)),
+InferenceClient::InferenceClient(const std::shared_ptr<grpc::Channel>& channel,
+                                 std::string bearer_token)
+    : bearer_token_(std::move(bearer_token)),
+      inference_(v1::InferenceService::NewStub(channel)),
       model_(v1::ModelService::NewStub(channel)),
       health_(grpc::health::v1::Health::NewStub(channel)) {}
 
@@ -80,7 +100,7 @@ absl::Status InferenceClient::GenerateStream(
     const v1::GenerateStreamRequest& request,
     absl::FunctionRef<bool(const v1::GenerateStreamResponse&)> on_event,
     const CallOptions& options) {
-  Call call(options);
+  Call call(options, bearer_token_);
   const auto reader = inference_->GenerateStream(call.context(), request);
   v1::GenerateStreamResponse event;
   bool finished = false;
@@ -97,6 +117,20 @@ absl::Status InferenceClient::GenerateStream(
   if (const grpc::Status status = reader->Finish(); !status.ok()) return FromGrpcStatus(status);
   if (!finished) return absl::InternalError("the stream ended without a `finished` event");
   return absl::OkStatus();
+}
+
+std::shared_ptr<StreamCall> InferenceClient::StartGenerateStream(v1::GenerateStreamRequest request,
+                                                                 absl::Time deadline,
+                                                                 StreamCall::EventCallback on_event,
+                                                                 StreamCall::DoneCallback on_done) {
+  auto call =
+      std::make_shared<StreamCall>(std::move(request), std::move(on_event), std::move(on_done));
+  AddBearerToken(bearer_token_, *call->context());
+  if (deadline != absl::InfiniteFuture()) {
+    call->context()->set_deadline(absl::ToChronoTime(deadline));
+  }
+  call->Start(*inference_, call);
+  return call;
 }
 
 absl::StatusOr<v1::TokenizeResponse> InferenceClient::Tokenize(const v1::TokenizeRequest& request,

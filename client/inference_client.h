@@ -1,12 +1,14 @@
-// A blocking client of a Tidal server: one method for each RPC, absl::Status for every error, with
-// the server's details as payloads (see client/rpc_status.h).
-// Thread-safe: calls may run at once on several threads; they share one connection.
+// A client of a Tidal server: one blocking method for each RPC, and streams without a thread of
+// their own; absl::Status for every error, with the server's details as payloads (see
+// client/rpc_status.h). Thread-safe: calls may run at once on several threads; they share one
+// connection.
 #pragma once
 
 #include <grpcpp/channel.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/functional/function_ref.h"
@@ -15,11 +17,20 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "client/call_canceller.h"
+#include "client/stream_call.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "tidal/inference/v1/inference.grpc.pb.h"
 #include "tidal/inference/v1/model.grpc.pb.h"
 
 namespace tidal::client {
+
+// Contents of PEM files. An empty one is not used: without `ca_certificates` the system's are, and
+// without `certificate_chain` and `private_key` the client does not identify itself.
+struct TlsOptions {
+  std::string ca_certificates;
+  std::string certificate_chain;
+  std::string private_key;
+};
 
 struct ChannelOptions {
   // Applies to each message in either direction. A prompt of 128K tokens takes about 1 MiB.
@@ -27,9 +38,13 @@ struct ChannelOptions {
   // Pings find a dead connection during a long prefill. Servers refuse intervals below 10 s.
   absl::Duration keepalive_interval = absl::Seconds(30);
   absl::Duration keepalive_timeout = absl::Seconds(20);
+  // Unencrypted where it is absent.
+  std::optional<TlsOptions> tls;
+  // Channels to one target share a connection unless they ask for their own.
+  bool has_own_connection = false;
 };
 
-// An unencrypted channel. `target` is a gRPC name: "host:port", "dns:///host:port", "unix:path".
+// `target` is a gRPC name: "host:port", "dns:///host:port", "unix:path".
 // Connects at the first call, which fails with UNAVAILABLE where nobody answers.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
                                            const ChannelOptions& options = {});
@@ -43,7 +58,9 @@ struct CallOptions {
 
 class InferenceClient {
  public:
-  explicit InferenceClient(const std::shared_ptr<grpc::Channel>& channel);
+  // With each call goes the metadata "authorization: Bearer <bearer_token>", unless it is empty.
+  explicit InferenceClient(const std::shared_ptr<grpc::Channel>& channel,
+                           std::string bearer_token = "");
 
   // Waits until the whole text is generated.
   absl::StatusOr<inference::v1::GenerateResponse> Generate(
@@ -56,6 +73,15 @@ class InferenceClient {
       const inference::v1::GenerateStreamRequest& request,
       absl::FunctionRef<bool(const inference::v1::GenerateStreamResponse&)> on_event,
       const CallOptions& options = {});
+
+  // Begins a stream and returns at once. The callbacks are made on gRPC's threads, which all
+  // streams share, never two at once for one stream: they must not block. `on_done` is the last
+  // one, with the status that GenerateStream would return; the callbacks may not destroy this
+  // client.
+  std::shared_ptr<StreamCall> StartGenerateStream(inference::v1::GenerateStreamRequest request,
+                                                  absl::Time deadline,
+                                                  StreamCall::EventCallback on_event,
+                                                  StreamCall::DoneCallback on_done);
 
   absl::StatusOr<inference::v1::TokenizeResponse> Tokenize(
       const inference::v1::TokenizeRequest& request, const CallOptions& options = {});
@@ -74,11 +100,12 @@ class InferenceClient {
   class Call;
 
   template <typename Response, typename Stub, typename Request>
-  static absl::StatusOr<Response> CallUnary(Stub& stub,
-                                            grpc::Status (Stub::*method)(grpc::ClientContext*,
-                                                                         const Request&, Response*),
-                                            const Request& request, const CallOptions& options);
+  absl::StatusOr<Response> CallUnary(Stub& stub,
+                                     grpc::Status (Stub::*method)(grpc::ClientContext*,
+                                                                  const Request&, Response*),
+                                     const Request& request, const CallOptions& options);
 
+  std::string bearer_token_;
   std::unique_ptr<inference::v1::InferenceService::Stub> inference_;
   std::unique_ptr<inference::v1::ModelService::Stub> model_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;

@@ -25,7 +25,6 @@ int main(int argc, char** argv) {
                                  isatty(STDOUT_FILENO) == 1,
                                  isatty(STDERR_FILENO) == 1};
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  return static_cast<int>(tidal::client::RunClientProgram(
-      arguments, console,
-      [](const std::string& target) { return tidal::client::MakeChannel(target); }, canceller));
+  return static_cast<int>(
+      tidal::client::RunClientProgram(arguments, console, tidal::client::MakeChannel, canceller));
 }

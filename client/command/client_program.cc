@@ -17,11 +17,12 @@ struct Subcommand {
   ExitCode (*run)(absl::Span<const std::string> arguments, CommandContext& context);
 };
 
-constexpr std::array<Subcommand, 4> kSubcommands = {{
+constexpr std::array<Subcommand, 5> kSubcommands = {{
     {"generate", "generate text after a prompt, streamed as it comes", RunGenerate},
     {"tokenize", "show the tokens of a text", RunTokenize},
     {"info", "show the model and the limits of a server", RunInfo},
     {"health", "show whether a server or service is serving", RunHealth},
+    {"bench", "measure latencies and throughput under a load", RunBench},
 }};
 
 constexpr absl::string_view kExitCodes = R"(exit codes:
@@ -50,7 +51,7 @@ std::string Usage() {
 
 ExitCode RunClientProgram(absl::Span<const std::string> arguments, Console& console,
                           const ChannelFactory& make_channel, CallCanceller& canceller) {
-  CommandContext context{CommonFlags(), console, make_channel, canceller};
+  CommandContext context{CommonFlags(), console, make_channel, canceller, {}, {}};
   FlagSet flags;
   AddCommonFlags(flags, &context.common);
   const auto rest = flags.Parse(arguments, /*stop_at_positional=*/true);

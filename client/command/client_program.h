@@ -12,7 +12,8 @@
 namespace tidal::client {
 
 // Runs the command line `arguments`, which does not hold the program's name. `make_channel` is
-// called once, after the prompt is read. Cancelling `canceller` from another thread is Ctrl-C.
+// called after the prompt is read, once for each connection. Cancelling `canceller` from another
+// thread is Ctrl-C.
 ExitCode RunClientProgram(absl::Span<const std::string> arguments, Console& console,
                           const ChannelFactory& make_channel, CallCanceller& canceller);
 

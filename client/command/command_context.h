@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "client/call_canceller.h"
 #include "client/command/console.h"
+#include "client/command/credentials.h"
 #include "client/command/exit_code.h"
 #include "client/command/flag_set.h"
 #include "client/inference_client.h"
@@ -27,12 +28,14 @@ struct CommonFlags {
   absl::Duration timeout = absl::InfiniteDuration();  // of each call
   bool json = false;
   bool help = false;
+  CredentialFlags credentials;
 };
 
 // `values` must outlive `flags`.
 void AddCommonFlags(FlagSet& flags, CommonFlags* values);
 
-using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& target)>;
+using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& target,
+                                                                    const ChannelOptions& options)>;
 
 // One run of the program. Not thread-safe, but for the canceller.
 struct CommandContext {
@@ -40,8 +43,12 @@ struct CommandContext {
   Console& console;
   const ChannelFactory& make_channel;
   CallCanceller& canceller;
+  // Read from the files of common.credentials by ParseCommand.
+  ChannelOptions channel_options;
+  std::string bearer_token;
 
-  InferenceClient MakeClient() const { return InferenceClient(make_channel(common.target)); }
+  // Clients share a connection unless they ask for their own.
+  InferenceClient MakeClient(bool has_own_connection = false) const;
 
   // Deadline of a call that begins now, and the canceller.
   CallOptions MakeCallOptions() const;

@@ -21,4 +21,7 @@ ExitCode RunInfo(absl::Span<const std::string> arguments, CommandContext& contex
 // Prints the health of a service: kOk only where it is SERVING, else kUnavailable.
 ExitCode RunHealth(absl::Span<const std::string> arguments, CommandContext& context);
 
+// Puts load on the server, and prints and draws what it measured.
+ExitCode RunBench(absl::Span<const std::string> arguments, CommandContext& context);
+
 }  // namespace tidal::client

@@ -42,24 +42,6 @@ absl::Status ParseLogitBias(absl::string_view text, absl::btree_map<int32_t, flo
   return absl::OkStatus();
 }
 
-void AddSamplingFlags(FlagSet& flags, GenerateFlags* values) {
-  flags.Add("temperature", &values->temperature, "X", "0 = greedy");
-  flags.Add("top_p", &values->top_p, "X", "keep the most probable tokens up to this mass");
-  flags.Add("top_k", &values->top_k, "N", "keep the N most probable tokens; 0 = all");
-  flags.Add("min_p", &values->min_p, "X", "drop tokens below X times the most probable one");
-  flags.Add("repetition_penalty", &values->repetition_penalty, "X",
-            "divides the logits of tokens seen before");
-  flags.Add("presence_penalty", &values->presence_penalty, "X",
-            "subtracted once from the logits of generated tokens");
-  flags.Add("frequency_penalty", &values->frequency_penalty, "X",
-            "subtracted for each time that a token was generated");
-  flags.Add("seed", &values->seed, "N", "the same seed gives the same text");
-  flags.AddCustom(
-      "logit_bias",
-      [values](absl::string_view text) { return ParseLogitBias(text, &values->logit_bias); },
-      "ID:BIAS,...", "added to the logits of these tokens");
-}
-
 void AddStoppingFlags(FlagSet& flags, GenerateFlags* values) {
   flags.Add("max_new_tokens", &values->max_new_tokens, "N", "generate at most N tokens");
   flags.Add("min_new_tokens", &values->min_new_tokens, "N", "do not end before N tokens");
@@ -71,20 +53,6 @@ void AddStoppingFlags(FlagSet& flags, GenerateFlags* values) {
   flags.Add("ignore_eos", &values->ignore_eos, "", "do not end at the end-of-sequence token");
   flags.Add("include_stop_in_output", &values->include_stop_in_output, "",
             "keep the stop string or token in the text");
-}
-
-void AddAttentionFlags(FlagSet& flags, GenerateFlags* values) {
-  flags.AddCustom(
-      "attention",
-      [values](absl::string_view text) {
-        const auto mode = ParseAttentionMode(text);
-        if (mode.ok()) values->attention = *mode;
-        return mode.status();
-      },
-      "MODE", "full, tidal or quest");
-  flags.Add("token_budget", &values->token_budget, "N", "positions that a sparse layer attends");
-  flags.Add("correction_interval", &values->correction_interval, "N",
-            "tokens between corrections of the KV cache; 0 = never");
 }
 
 void FillSampling(const GenerateFlags& flags, v1::SamplingParams* sampling) {
@@ -108,6 +76,20 @@ void FillStopping(const GenerateFlags& flags, v1::StoppingCriteria* stopping) {
   if (flags.include_stop_in_output) {
     stopping->set_include_stop_in_output(*flags.include_stop_in_output);
   }
+}
+
+template <typename Request>
+void FillOptionFields(const GenerateFlags& flags, Request* request) {
+  if (flags.priority) request->set_priority(*flags.priority);
+  FillSampling(flags, request->mutable_sampling());
+  FillStopping(flags, request->mutable_stopping());
+  auto* output = request->mutable_output();
+  if (flags.num_top_logprobs) output->set_num_top_logprobs(*flags.num_top_logprobs);
+  if (flags.skip_special_tokens) output->set_skip_special_tokens(*flags.skip_special_tokens);
+  auto* attention = request->mutable_attention();
+  if (flags.attention) attention->set_mode(*flags.attention);
+  if (flags.token_budget) attention->set_token_budget(*flags.token_budget);
+  if (flags.correction_interval) attention->set_correction_interval(*flags.correction_interval);
 }
 
 absl::Status CheckUtf8(absl::string_view flag, absl::string_view text) {
@@ -139,20 +121,47 @@ absl::Status Fill(const GenerateFlags& flags, Console& console, Request* request
   if (absl::Status status = FillPrompt(flags, console, request); !status.ok()) return status;
 
   request->set_request_id(flags.request_id);
-  if (flags.priority) request->set_priority(*flags.priority);
-  FillSampling(flags, request->mutable_sampling());
-  FillStopping(flags, request->mutable_stopping());
-  auto* output = request->mutable_output();
-  if (flags.num_top_logprobs) output->set_num_top_logprobs(*flags.num_top_logprobs);
-  if (flags.skip_special_tokens) output->set_skip_special_tokens(*flags.skip_special_tokens);
-  auto* attention = request->mutable_attention();
-  if (flags.attention) attention->set_mode(*flags.attention);
-  if (flags.token_budget) attention->set_token_budget(*flags.token_budget);
-  if (flags.correction_interval) attention->set_correction_interval(*flags.correction_interval);
+  FillOptionFields(flags, request);
   return absl::OkStatus();
 }
 
 }  // namespace
+
+void AddSamplingFlags(FlagSet& flags, GenerateFlags* values) {
+  flags.Add("temperature", &values->temperature, "X", "0 = greedy");
+  flags.Add("top_p", &values->top_p, "X", "keep the most probable tokens up to this mass");
+  flags.Add("top_k", &values->top_k, "N", "keep the N most probable tokens; 0 = all");
+  flags.Add("min_p", &values->min_p, "X", "drop tokens below X times the most probable one");
+  flags.Add("repetition_penalty", &values->repetition_penalty, "X",
+            "divides the logits of tokens seen before");
+  flags.Add("presence_penalty", &values->presence_penalty, "X",
+            "subtracted once from the logits of generated tokens");
+  flags.Add("frequency_penalty", &values->frequency_penalty, "X",
+            "subtracted for each time that a token was generated");
+  flags.Add("seed", &values->seed, "N", "the same seed gives the same text");
+  flags.AddCustom(
+      "logit_bias",
+      [values](absl::string_view text) { return ParseLogitBias(text, &values->logit_bias); },
+      "ID:BIAS,...", "added to the logits of these tokens");
+}
+
+void AddAttentionFlags(FlagSet& flags, GenerateFlags* values) {
+  flags.AddCustom(
+      "attention",
+      [values](absl::string_view text) {
+        const auto mode = ParseAttentionMode(text);
+        if (mode.ok()) values->attention = *mode;
+        return mode.status();
+      },
+      "MODE", "full, tidal or quest");
+  flags.Add("token_budget", &values->token_budget, "N", "positions that a sparse layer attends");
+  flags.Add("correction_interval", &values->correction_interval, "N",
+            "tokens between corrections of the KV cache; 0 = never");
+}
+
+void FillOptions(const GenerateFlags& flags, v1::GenerateStreamRequest* request) {
+  FillOptionFields(flags, request);
+}
 
 void AddGenerateFlags(FlagSet& flags, GenerateFlags* values) {
   AddPromptFlags(flags, &values->prompt);
@@ -169,6 +178,8 @@ void AddGenerateFlags(FlagSet& flags, GenerateFlags* values) {
             "leave special tokens out of the text; on by default");
   flags.Add("priority", &values->priority, "N", "higher ones leave the queue first");
   flags.Add("request_id", &values->request_id, "ID", "names the request in the server's logs");
+  flags.Add("retry_for", &values->retry_for, "DURATION",
+            "try so long again while the server is unavailable; 0 by default");
   flags.Add("no_stream", &values->no_stream, "", "print the text when it is complete");
 }
 

@@ -8,6 +8,7 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "client/command/flag_set.h"
 #include "client/command/prompt_source.h"
 #include "tidal/inference/v1/inference.pb.h"
@@ -21,6 +22,8 @@ struct GenerateFlags {
   std::string request_id;
   std::optional<int32_t> priority;
   bool no_stream = false;
+  // How long a server that is not there is tried again.
+  absl::Duration retry_for = absl::ZeroDuration();
 
   std::optional<float> temperature;
   std::optional<float> top_p;
@@ -49,6 +52,12 @@ struct GenerateFlags {
 
 // `values` must outlive `flags`.
 void AddGenerateFlags(FlagSet& flags, GenerateFlags* values);
+
+// Parts of it, for other commands that generate.
+void AddSamplingFlags(FlagSet& flags, GenerateFlags* values);
+void AddAttentionFlags(FlagSet& flags, GenerateFlags* values);
+// Fills priority, sampling, stopping, output and attention of `request`, not its prompt.
+void FillOptions(const GenerateFlags& flags, inference::v1::GenerateStreamRequest* request);
 
 // Reads the prompt and fills `request`; GenerateRequest and GenerateStreamRequest have the same
 // fields. INVALID_ARGUMENT where the prompt cannot be read (see ReadPrompt) or a stop string or the

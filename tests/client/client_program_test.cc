@@ -40,7 +40,7 @@ TEST(ClientProgramTest, HelpListsCommandsAndExitCodes) {
 
 TEST(ClientProgramTest, EachCommandHasHelp) {
   FakeServer server;
-  for (const std::string command : {"generate", "tokenize", "info", "health"}) {
+  for (const std::string command : {"generate", "tokenize", "info", "health", "bench"}) {
     for (const auto& arguments : {std::vector<std::string>{command, "--help"},
                                   std::vector<std::string>{"--help", command}}) {
       const ProgramResult result = RunProgram(server, arguments);
@@ -61,7 +61,7 @@ TEST(ClientProgramTest, TargetIsTakenBeforeAndAfterTheCommand) {
     Console console{in, out, err};
     CallCanceller canceller;
     std::string target;
-    const auto make_channel = [&](const std::string& name) {
+    const auto make_channel = [&](const std::string& name, const ChannelOptions& /*options*/) {
       target = name;
       return server.MakeChannel();
     };

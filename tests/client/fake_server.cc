@@ -37,6 +37,19 @@ class ScriptedStream final : public grpc::ServerWriteReactor<v1::GenerateStreamR
   std::size_t next_ = 0;
 };
 
+std::string AuthorizationOf(const grpc::CallbackServerContext& context) {
+  const auto it = context.client_metadata().find("authorization");
+  return it == context.client_metadata().end() ? ""
+                                               : std::string(it->second.data(), it->second.size());
+}
+
+// A stream that ends at once.
+class FailedStream final : public grpc::ServerWriteReactor<v1::GenerateStreamResponse> {
+ public:
+  explicit FailedStream(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
+
 grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context,
                                    const grpc::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -50,13 +63,19 @@ grpc::ServerUnaryReactor* FakeInferenceService::Generate(grpc::CallbackServerCon
                                                          const v1::GenerateRequest* request,
                                                          v1::GenerateResponse* response) {
   generate_request = *request;
+  authorization = AuthorizationOf(*context);
   *response = generate_response;
   return Finished(context, status);
 }
 
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* FakeInferenceService::GenerateStream(
-    grpc::CallbackServerContext* /*context*/, const v1::GenerateStreamRequest* request) {
+    grpc::CallbackServerContext* context, const v1::GenerateStreamRequest* request) {
   stream_request = *request;
+  authorization = AuthorizationOf(*context);
+  if (num_unavailable > 0) {
+    --num_unavailable;
+    return new FailedStream(grpc::Status(grpc::StatusCode::UNAVAILABLE, "loading"));
+  }
   return new ScriptedStream(*this);
 }
 

@@ -40,7 +40,10 @@ class FakeInferenceService final : public inference::v1::InferenceService::Callb
   inference::v1::DetokenizeResponse detokenize_response;
   grpc::Status status;  // of every call
 
+  int num_unavailable = 0;  // so many calls of GenerateStream fail with UNAVAILABLE first
+
   // What happened.
+  std::string authorization;  // of the last call that generates
   inference::v1::GenerateRequest generate_request;
   inference::v1::GenerateStreamRequest stream_request;
   inference::v1::TokenizeRequest tokenize_request;

@@ -278,6 +278,24 @@ TEST_F(GenerateCommandTest, TimeoutEndsTheStream) {
   EXPECT_EQ(result.exit_code, ExitCode::kDeadlineExceeded);
 }
 
+TEST_F(GenerateCommandTest, TriesAgainWhileTheServerIsUnavailable) {
+  server_.inference().events = {StartedEvent(), DeltaEvent("vel", 1), FinishedEvent()};
+  server_.inference().num_unavailable = 1;
+  EXPECT_EQ(RunProgram(server_, {"generate", "a"}).exit_code, ExitCode::kUnavailable);
+  server_.inference().num_unavailable = 1;
+  const ProgramResult result = RunProgram(server_, {"generate", "--retry_for=60s", "a"});
+  EXPECT_EQ(result.exit_code, ExitCode::kOk);
+  EXPECT_EQ(result.out, "vel");
+}
+
+TEST_F(GenerateCommandTest, DoesNotTryAgainOnceTheStreamHasBegun) {
+  server_.inference().events = {StartedEvent(), DeltaEvent("vel", 1)};
+  server_.inference().status = grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  const ProgramResult result = RunProgram(server_, {"generate", "--retry_for=60s", "a"});
+  EXPECT_EQ(result.exit_code, ExitCode::kUnavailable);
+  EXPECT_EQ(result.out, "vel");
+}
+
 TEST_F(GenerateCommandTest, WithoutStreamPrintsTheWholeResponse) {
   auto& response = server_.inference().generate_response;
   const v1::GenerateStreamResponse finished = FinishedEvent();

@@ -42,7 +42,8 @@ ExitCode StreamForEver(FakeServer& server, CallCanceller& canceller, std::functi
   Console console{in, out, err};
   const std::vector<std::string> arguments = {"generate", "prompt"};
   const ExitCode exit_code = RunClientProgram(
-      arguments, console, [&server](const std::string&) { return server.MakeChannel(); },
+      arguments, console,
+      [&server](const std::string&, const ChannelOptions&) { return server.MakeChannel(); },
       canceller);
   *errors = err.str();
   return exit_code;

@@ -32,7 +32,10 @@ inline ProgramResult RunProgram(FakeServer& server, const std::vector<std::strin
   CallCanceller canceller;
   ProgramResult result;
   result.exit_code = RunClientProgram(
-      arguments, console, [&server](const std::string& /*target*/) { return server.MakeChannel(); },
+      arguments, console,
+      [&server](const std::string& /*target*/, const ChannelOptions& /*options*/) {
+        return server.MakeChannel();
+      },
       canceller);
   result.out = out.str();
   result.err = err.str();

@@ -1,0 +1,37 @@
+#include "client/stream_call.h"
+
+#include <utility>
+
+#include "client/rpc_status.h"
+
+namespace tidal::client {
+
+StreamCall::StreamCall(inference::v1::GenerateStreamRequest request, EventCallback on_event,
+                       DoneCallback on_done)
+    : request_(std::move(request)), on_event_(std::move(on_event)), on_done_(std::move(on_done)) {}
+
+void StreamCall::Start(inference::v1::InferenceService::Stub& stub,
+                       std::shared_ptr<StreamCall> self) {
+  self_ = std::move(self);
+  stub.async()->GenerateStream(&context_, &request_, this);
+  StartRead(&event_);
+  StartCall();
+}
+
+void StreamCall::OnReadDone(bool ok) {
+  if (!ok) return;  // OnDone follows.
+  finished_ = event_.has_finished();
+  on_event_(event_);
+  StartRead(&event_);
+}
+
+void StreamCall::OnDone(const grpc::Status& status) {
+  const std::shared_ptr<StreamCall> self = std::move(self_);
+  absl::Status result = FromGrpcStatus(status);
+  if (result.ok() && !finished_) {
+    result = absl::InternalError("the stream ended without a `finished` event");
+  }
+  on_done_(result);
+}
+
+}  // namespace tidal::client
