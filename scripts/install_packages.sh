@@ -13,7 +13,8 @@ packages_of() { # purpose
       echo cmake ninja-build g++ pkg-config \
         libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev \
         libabsl-dev libc-ares-dev libre2-dev libssl-dev zlib1g-dev \
-        libspdlog-dev prometheus-cpp-dev nlohmann-json3-dev libpcre2-dev
+        libspdlog-dev prometheus-cpp-dev nlohmann-json3-dev libpcre2-dev \
+        libcurl4-openssl-dev
       ;;
     demo) echo python3 ;;
     test)

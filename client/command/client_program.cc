@@ -17,12 +17,13 @@ struct Subcommand {
   ExitCode (*run)(absl::Span<const std::string> arguments, CommandContext& context);
 };
 
-constexpr std::array<Subcommand, 5> kSubcommands = {{
+constexpr std::array<Subcommand, 6> kSubcommands = {{
     {"generate", "generate text after a prompt, streamed as it comes", RunGenerate},
     {"tokenize", "show the tokens of a text", RunTokenize},
     {"info", "show the model and the limits of a server", RunInfo},
     {"health", "show whether a server or service is serving", RunHealth},
     {"bench", "measure latencies and throughput under a load", RunBench},
+    {"top", "watch a server's metrics", RunTop},
 }};
 
 constexpr absl::string_view kExitCodes = R"(exit codes:

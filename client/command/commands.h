@@ -24,4 +24,7 @@ ExitCode RunHealth(absl::Span<const std::string> arguments, CommandContext& cont
 // Puts load on the server, and prints and draws what it measured.
 ExitCode RunBench(absl::Span<const std::string> arguments, CommandContext& context);
 
+// Shows what the server does, from its metrics, until it is interrupted.
+ExitCode RunTop(absl::Span<const std::string> arguments, CommandContext& context);
+
 }  // namespace tidal::client

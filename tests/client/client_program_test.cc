@@ -40,7 +40,7 @@ TEST(ClientProgramTest, HelpListsCommandsAndExitCodes) {
 
 TEST(ClientProgramTest, EachCommandHasHelp) {
   FakeServer server;
-  for (const std::string command : {"generate", "tokenize", "info", "health", "bench"}) {
+  for (const std::string command : {"generate", "tokenize", "info", "health", "bench", "top"}) {
     for (const auto& arguments : {std::vector<std::string>{command, "--help"},
                                   std::vector<std::string>{"--help", command}}) {
       const ProgramResult result = RunProgram(server, arguments);

@@ -34,3 +34,12 @@ def test_bench_counts_refused_requests_by_code(server):
                       "--prompt_tokens=4000000")
     assert done.returncode == 8, done.stderr
     assert json.loads(done.stdout)["points"][0]["errors"] == {"INVALID_ARGUMENT": 2}
+
+
+def test_top_shows_one_frame_without_a_terminal(server):
+    done = run_client("top", "--once", "--interval=200ms",
+                      f"--metrics_target=127.0.0.1:{server.ports['metrics']}")
+    assert done.returncode == 0, done.stderr
+    assert "0 running   0 waiting (0 prompt tokens)" in done.stdout
+    assert "KV cache used" in done.stdout
+    assert "\x1b" not in done.stdout
