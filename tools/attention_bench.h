@@ -32,8 +32,8 @@ class AttentionBench {
   AttentionBench(ServingModel* model, double read_bandwidth)
       : model_(model), read_bandwidth_(read_bandwidth), sequences_(model) {}
 
-  // `num_runs` measurements of the kind and of the step without it, in turn, after one of each
-  // that does not count.
+  // `num_runs` measurements of the kind and of the step without it, in turn, after some of each
+  // that do not count.
   absl::StatusOr<AttentionResult> Run(const AttentionCase& attention_case, int num_runs);
 
  private:

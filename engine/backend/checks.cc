@@ -59,6 +59,17 @@ absl::Status CheckChunk(const SequenceChunk& chunk, const ModelShape& shape,
   return chunk.mode == AttentionMode::kFull ? absl::OkStatus() : CheckSelection(chunk);
 }
 
+absl::Status CheckTokenIds(absl::string_view name, absl::Span<const int32_t> token_ids,
+                           int32_t vocab_size) {
+  for (const int32_t id : token_ids) {
+    if (id < 0 || id >= vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " holds ", id, ", must be in 0..", vocab_size - 1));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min, int64_t max) {
@@ -106,6 +117,22 @@ absl::Status CheckStep(const StepBatch& batch, const ModelShape& shape, const St
     TIDAL_RETURN_IF_ERROR(CheckChunk(chunk, shape, limits, num_blocks));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckBinding(int32_t slot, const SamplingParams& params,
+                          absl::Span<const int32_t> prompt_token_ids,
+                          absl::Span<const int32_t> generated_token_ids, int32_t num_slots,
+                          int32_t vocab_size) {
+  TIDAL_RETURN_IF_ERROR(CheckRange("sampler slot", slot, 0, num_slots - 1));
+  TIDAL_RETURN_IF_ERROR(CheckRange("num_top_logprobs", params.num_top_logprobs, 0,
+                                   std::min(kMaxTopLogprobs, vocab_size)));
+  for (const LogitBias& entry : params.logit_bias) {
+    TIDAL_RETURN_IF_ERROR(CheckTokenIds("logit_bias", {&entry.token_id, 1}, vocab_size));
+  }
+  TIDAL_RETURN_IF_ERROR(
+      CheckTokenIds("suppressed_token_ids", params.suppressed_token_ids, vocab_size));
+  TIDAL_RETURN_IF_ERROR(CheckTokenIds("prompt_token_ids", prompt_token_ids, vocab_size));
+  return CheckTokenIds("generated_token_ids", generated_token_ids, vocab_size);
 }
 
 }  // namespace tidal

@@ -6,8 +6,10 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "engine/backend/backend.h"
 #include "engine/backend/model_shape.h"
+#include "engine/backend/sampling.h"
 #include "engine/backend/step_batch.h"
 
 namespace tidal {
@@ -26,5 +28,11 @@ absl::Status CheckLimits(const StepLimits& limits);
 // attention mode quest and selection scope layer.
 absl::Status CheckStep(const StepBatch& batch, const ModelShape& shape, const StepLimits& limits,
                        int32_t num_blocks);
+
+// INVALID_ARGUMENT where BindSampler's slot, a token id or num_top_logprobs is out of range.
+absl::Status CheckBinding(int32_t slot, const SamplingParams& params,
+                          absl::Span<const int32_t> prompt_token_ids,
+                          absl::Span<const int32_t> generated_token_ids, int32_t num_slots,
+                          int32_t vocab_size);
 
 }  // namespace tidal

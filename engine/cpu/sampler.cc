@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backend/checks.h"
 #include "engine/backend/philox.h"
 #include "engine/backend/status_macros.h"
 #include "engine/backend/step_batch.h"
@@ -90,29 +91,6 @@ void Sampler::LayOut(Arena* arena) {
   }
 }
 
-absl::Status Sampler::CheckTokenIds(const char* name, absl::Span<const int32_t> token_ids) const {
-  for (const int32_t id : token_ids) {
-    if (id < 0 || id >= vocab_size_) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, " holds ", id, ", must be in 0..", vocab_size_ - 1));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Sampler::CheckParams(const SamplingParams& params) const {
-  if (params.num_top_logprobs < 0 ||
-      params.num_top_logprobs > std::min(kMaxTopLogprobs, vocab_size_)) {
-    return absl::InvalidArgumentError(absl::StrCat("num_top_logprobs is ", params.num_top_logprobs,
-                                                   ", must be in 0..",
-                                                   std::min(kMaxTopLogprobs, vocab_size_)));
-  }
-  for (const LogitBias& entry : params.logit_bias) {
-    TIDAL_RETURN_IF_ERROR(CheckTokenIds("logit_bias", {&entry.token_id, 1}));
-  }
-  return CheckTokenIds("suppressed_token_ids", params.suppressed_token_ids);
-}
-
 void Sampler::AddToHistory(int32_t token_id, bool generated, Slot* slot) const {
   const size_t id = static_cast<size_t>(token_id);
   if (!slot->seen[id]) {
@@ -128,13 +106,8 @@ void Sampler::AddToHistory(int32_t token_id, bool generated, Slot* slot) const {
 absl::Status Sampler::Bind(int32_t slot_index, const SamplingParams& params,
                            absl::Span<const int32_t> prompt_token_ids,
                            absl::Span<const int32_t> generated_token_ids) {
-  if (slot_index < 0 || slot_index >= static_cast<int32_t>(slots_.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampler slot is ", slot_index, ", must be in 0..", slots_.size() - 1));
-  }
-  TIDAL_RETURN_IF_ERROR(CheckParams(params));
-  TIDAL_RETURN_IF_ERROR(CheckTokenIds("prompt_token_ids", prompt_token_ids));
-  TIDAL_RETURN_IF_ERROR(CheckTokenIds("generated_token_ids", generated_token_ids));
+  TIDAL_RETURN_IF_ERROR(CheckBinding(slot_index, params, prompt_token_ids, generated_token_ids,
+                                     static_cast<int32_t>(slots_.size()), vocab_size_));
   Slot& slot = slots_[static_cast<size_t>(slot_index)];
   for (const int32_t id : slot.seen_token_ids) {
     slot.seen[static_cast<size_t>(id)] = 0;

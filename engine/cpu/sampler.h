@@ -47,8 +47,6 @@ class Sampler {
   };
 
   void AddToHistory(int32_t token_id, bool generated, Slot* slot) const;
-  absl::Status CheckTokenIds(const char* name, absl::Span<const int32_t> token_ids) const;
-  absl::Status CheckParams(const SamplingParams& params) const;
 
   // Steps 1 to 4 of sampling.h.
   void Adjust(const Slot& slot, absl::Span<float> logits) const;
