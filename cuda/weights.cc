@@ -19,15 +19,18 @@ namespace {
 // converted there, the next is read into the other half of the pinned memory.
 class Uploader {
  public:
-  absl::Status Init() {
+  // No tensor is larger than `max_tensor_bytes`.
+  absl::Status Init(int64_t max_tensor_bytes) {
+    piece_bytes_ = std::min(kMaxPieceBytes, (max_tensor_bytes + kPieceAlignment - 1) /
+                                                kPieceAlignment * kPieceAlignment);
     TIDAL_RETURN_IF_ERROR(stream_.Create());
-    TIDAL_ASSIGN_OR_RETURN(arena_,
-                           DeviceArena::Allocate(kNumPieces * kPieceBytes, kNumPieces * kPieceBytes,
-                                                 "the buffers that weights pass"));
+    TIDAL_ASSIGN_OR_RETURN(
+        arena_, DeviceArena::Allocate(kNumPieces * piece_bytes_, kNumPieces * piece_bytes_,
+                                      "the buffers that weights pass"));
     for (Piece& piece : pieces_) {
-      TIDAL_RETURN_IF_ERROR(piece.host.Allocate(kPieceBytes));
+      TIDAL_RETURN_IF_ERROR(piece.host.Allocate(piece_bytes_));
       TIDAL_RETURN_IF_ERROR(piece.is_free.Create());
-      piece.device = arena_.Take<char>(kPieceBytes);
+      piece.device = arena_.Take<char>(piece_bytes_);
     }
     return absl::OkStatus();
   }
@@ -40,7 +43,7 @@ class Uploader {
     const int64_t num_rows = tensor.rows == 1 ? tensor.cols : tensor.rows;
     const int64_t num_columns = tensor.rows == 1 ? 1 : tensor.cols;
     const int64_t row_bytes = num_columns * static_cast<int64_t>(SizeOf(tensor.dtype));
-    const int64_t most_rows = kPieceBytes / row_bytes;
+    const int64_t most_rows = piece_bytes_ / row_bytes;
     if (most_rows == 0) return absl::InvalidArgumentError("a row of weights exceeds 64 MiB");
     for (int64_t first = 0; first < num_rows; first += most_rows) {
       const int64_t piece_rows = std::min(most_rows, num_rows - first);
@@ -65,7 +68,8 @@ class Uploader {
   }
 
  private:
-  static constexpr int64_t kPieceBytes = 64 << 20;
+  static constexpr int64_t kMaxPieceBytes = 64 << 20;
+  static constexpr int64_t kPieceAlignment = 256;
   static constexpr size_t kNumPieces = 2;
 
   struct Piece {
@@ -74,6 +78,7 @@ class Uploader {
     Event is_free;
   };
 
+  int64_t piece_bytes_ = 0;
   Stream stream_;
   DeviceArena arena_;
   std::array<Piece, kNumPieces> pieces_;
@@ -127,7 +132,11 @@ template <typename T>
 absl::Status DeviceWeights<T>::Load(const ModelWeights& weights, int64_t limit_bytes) {
   TIDAL_RETURN_IF_ERROR(Allocate(limit_bytes));
   Uploader uploader;
-  TIDAL_RETURN_IF_ERROR(uploader.Init());
+  const int64_t widest =
+      std::max({shape_.hidden_size, shape_.query_size(), shape_.intermediate_size});
+  const int64_t tallest = std::max<int64_t>(widest, shape_.vocab_size);
+  TIDAL_RETURN_IF_ERROR(
+      uploader.Init(widest * tallest * static_cast<int64_t>(SizeOf(DType::kFloat32))));
   const int32_t head_dim = shape_.head_dim;
   const int32_t query_size = shape_.query_size();
   const int32_t kv_size = shape_.kv_size();

@@ -3,6 +3,8 @@
 // contents do. Host and device code.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
 #include "engine/backend/attention.h"
