@@ -17,10 +17,11 @@
 //    additions, so a row's token depends on nothing but its logits and its slot.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "cuda/kernels/step_view.h"
 #include "engine/backend/sampling.h"
@@ -110,16 +111,20 @@ class DeviceSampler {
   const SamplerSlot* slots() const { return slots_; }
 
  private:
+  // Counts the history of a slot with penalties.
+  cudaError_t BindHistory(int32_t slot, std::span<const int32_t> prompt_token_ids,
+                          std::span<const int32_t> generated_token_ids, cudaStream_t stream);
+
   Limits limits_;
-  int32_t team_size_ = 1;                 // blocks a row
-  SamplerSlot* slots_ = nullptr;          // [num_slots]
-  uint32_t* token_counts_ = nullptr;      // [num_slots][vocab_size], see kInPrompt in sampler.cu
-  float* adjusted_ = nullptr;             // [num_slots][vocab_size], rows of a launch
-  int32_t* history_ = nullptr;            // [max_history_tokens] of the Bind under way
-  SamplerSlot* staged_slots_ = nullptr;   // [num_slots] in pinned memory
-  int32_t* staged_history_ = nullptr;     // [max_history_tokens] in pinned memory
-  cudaEvent_t* slots_copied_ = nullptr;   // [num_slots] since when staged_slots_ are free
-  cudaEvent_t history_copied_ = nullptr;  // since when staged_history_ is free
+  int32_t team_size_ = 1;                  // blocks a row
+  SamplerSlot* slots_ = nullptr;           // [num_slots]
+  uint32_t* token_counts_ = nullptr;       // [num_slots][vocab_size], see kInPrompt in sampler.cu
+  float* adjusted_ = nullptr;              // [num_slots][vocab_size], rows of a launch
+  int32_t* history_ = nullptr;             // [max_history_tokens] of the Bind under way
+  SamplerSlot* staged_slots_ = nullptr;    // [num_slots] in pinned memory
+  int32_t* staged_history_ = nullptr;      // [max_history_tokens] in pinned memory
+  std::vector<cudaEvent_t> slots_copied_;  // [num_slots] since when staged_slots_ are free
+  cudaEvent_t history_copied_ = nullptr;   // since when staged_history_ is free
 };
 
 }  // namespace tidal::cuda

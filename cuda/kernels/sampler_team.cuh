@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
-#include "cuda/kernels/block_team.cuh"
+#include "cuda/kernels/ptx.cuh"
 
 namespace tidal::cuda::sampling {
 
 inline constexpr int32_t kNumThreads = 512;
-inline constexpr int32_t kWarpLanes = 32;
-inline constexpr int32_t kNumWarps = kNumThreads / kWarpLanes;
+inline constexpr int32_t kNumWarps = kNumThreads / kWarpSize;
+
+// The largest cluster that every sm_90 device can launch.
+inline constexpr int32_t kMaxTeamSize = 8;
 
 // Tokens that a thread takes at once, and how many such groups it loads before it uses them.
 inline constexpr int32_t kGroupTokens = 4;
@@ -134,16 +136,16 @@ struct Sum {
 template <typename Value, typename Combine>
 __device__ Value ReduceInBlock(Value value, Value* warp_values, const Combine& combine) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
-  for (int32_t offset = kWarpLanes / 2; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
+  for (int32_t offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value = combine(value, __shfl_xor_sync(kFullWarp, value, offset));
   }
   __syncthreads();  // warp_values may still be read
-  if (thread % kWarpLanes == 0) warp_values[thread / kWarpLanes] = value;
+  if (thread % kWarpSize == 0) warp_values[thread / kWarpSize] = value;
   __syncthreads();
-  if (thread < kWarpLanes) {
+  if (thread < kWarpSize) {
     value = warp_values[thread % kNumWarps];
     for (int32_t offset = kNumWarps / 2; offset > 0; offset /= 2) {
-      value = combine(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
+      value = combine(value, __shfl_xor_sync(kFullWarp, value, offset));
     }
   }
   return value;
@@ -154,10 +156,7 @@ class RowTeam {
  public:
   __device__ explicit RowTeam(Shared* shared) : shared_(shared) {}
 
-  __device__ bool is_leader() const { return team_.rank() == 0; }
-  __device__ int32_t rank() const { return team_.rank(); }
-  __device__ int32_t size() const { return team_.size(); }
-  __device__ void Sync() const { team_.Sync(); }
+  __device__ bool is_leader() const { return ClusterRank() == 0; }
 
   // Combined over all the team's threads, valid in all of them.
   template <typename Combine>
@@ -166,10 +165,10 @@ class RowTeam {
     parity_ ^= 1;  // others may still read the last reduction
     value = ReduceInBlock(value, shared_->warp_values, combine);
     if (threadIdx.x == 0) *reduced = value;
-    team_.Sync();
-    value = *team_.Of(0, reduced);
-    for (int32_t other = 1; other < team_.size(); ++other) {
-      value = combine(value, *team_.Of(other, reduced));
+    ClusterSync();
+    value = *InClusterBlock(0, reduced);
+    for (int32_t other = 1; other < ClusterSize(); ++other) {
+      value = combine(value, *InClusterBlock(other, reduced));
     }
     return value;
   }
@@ -177,12 +176,12 @@ class RowTeam {
   __device__ double ReduceSum(double value) {
     value = ReduceInBlock(value, reinterpret_cast<double*>(shared_->warp_values), Sum{});
     if (threadIdx.x == 0) shared_->reduced_sum = value;
-    team_.Sync();
+    ClusterSync();
     value = 0.0;
-    for (int32_t other = 0; other < team_.size(); ++other) {
-      value += *team_.Of(other, &shared_->reduced_sum);
+    for (int32_t other = 0; other < ClusterSize(); ++other) {
+      value += *InClusterBlock(other, &shared_->reduced_sum);
     }
-    team_.Sync();
+    ClusterSync();
     return value;
   }
 
@@ -192,17 +191,26 @@ class RowTeam {
   __device__ uint64_t FindThreshold(const float* row, const Slice& slice, float max, uint64_t floor,
                                     bool by_mass, uint64_t wanted) {
     if (threadIdx.x == 0) shared_->num_candidates = 0;
-    Search search = {max, floor, by_mass, wanted, /*num_digits=*/0, /*first_bin=*/0, /*prefix=*/0};
+    Search search = {.max = max, .floor = floor, .by_mass = by_mass, .wanted = wanted};
     uint32_t count = 0;
     do {
       CountDigits(row, slice, search);
       count = NarrowDown(&search);
     } while (count > kMaxCandidates);
     Gather(row, slice, search);
-    team_.Sync();
+    ClusterSync();
     if (is_leader()) Resolve(search);
-    team_.Sync();
-    return *team_.Of(0, &shared_->threshold);
+    ClusterSync();
+    return *InClusterBlock(0, &shared_->threshold);
+  }
+
+  // Leaves the ranks of all tokens of at least the rank `floor`, at most kMaxCandidates, in the
+  // leader's `candidates`, in no order.
+  __device__ void Collect(const float* row, const Slice& slice, uint64_t floor) {
+    if (threadIdx.x == 0) shared_->num_candidates = 0;
+    ClusterSync();
+    Gather(row, slice, {.max = 0.0f, .floor = floor});
+    ClusterSync();
   }
 
  private:
@@ -210,11 +218,11 @@ class RowTeam {
   struct Search {
     float max;
     uint64_t floor;
-    bool by_mass;
-    uint64_t wanted;     // less what lies above
-    int32_t num_digits;  // known, the first bin among them
-    int32_t first_bin;
-    uint64_t prefix;  // the known digits of the rank
+    bool by_mass = false;
+    uint64_t wanted = 0;     // less what lies above
+    int32_t num_digits = 0;  // known, the first bin among them
+    int32_t first_bin = 0;
+    uint64_t prefix = 0;  // the known digits of the rank
 
     // Descending distance from the maximum makes bins ascend with falling logits.
     __device__ int32_t FirstBin(float logit) const {
@@ -269,21 +277,21 @@ class RowTeam {
 
   // Sums up the team's bins, and takes the one in which the sum is reached. Returns its count.
   __device__ uint32_t NarrowDown(Search* search) {
-    team_.Sync();
-    const int32_t bins_per_block = kNumBins / team_.size();
-    const int32_t first = team_.rank() * bins_per_block;
+    ClusterSync();
+    const int32_t bins_per_block = kNumBins / ClusterSize();
+    const int32_t first = ClusterRank() * bins_per_block;
     for (int32_t bin = first + threadIdx.x; bin < first + bins_per_block; bin += kNumThreads) {
       uint32_t count = 0;
       uint64_t mass = 0;
-      for (int32_t other = 0; other < team_.size(); ++other) {
-        const Shared& theirs = *team_.Of(other, shared_);
+      for (int32_t other = 0; other < ClusterSize(); ++other) {
+        const Shared& theirs = *InClusterBlock(other, shared_);
         count += theirs.counts[bin];
         mass += (uint64_t{theirs.mass_high[bin]} << 32) + theirs.mass_low[bin];
       }
       shared_->team_counts[bin] = count;
       shared_->team_mass[bin] = search->by_mass ? mass : count;
     }
-    team_.Sync();
+    ClusterSync();
     FindBin(search->wanted, bins_per_block);
     const uint32_t count = shared_->found_count;
     search->wanted -= shared_->found_before;
@@ -295,30 +303,30 @@ class RowTeam {
   __device__ void FindBin(uint64_t wanted, int32_t bins_per_block) {
     constexpr int32_t kBinsPerThread = kNumBins / kNumThreads;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
-    const int32_t lane = thread % kWarpLanes;
+    const int32_t lane = thread % kWarpSize;
     uint64_t values[kBinsPerThread];
     uint64_t sum = 0;
     for (int32_t i = 0; i < kBinsPerThread; ++i) {
       const int32_t bin = thread * kBinsPerThread + i;
-      values[i] = *team_.Of(bin / bins_per_block, &shared_->team_mass[bin]);
+      values[i] = *InClusterBlock(bin / bins_per_block, &shared_->team_mass[bin]);
       sum += values[i];
     }
     uint64_t running = sum;
-    for (int32_t offset = 1; offset < kWarpLanes; offset *= 2) {
-      const uint64_t lower = __shfl_up_sync(0xFFFFFFFFu, running, offset);
+    for (int32_t offset = 1; offset < kWarpSize; offset *= 2) {
+      const uint64_t lower = __shfl_up_sync(kFullWarp, running, offset);
       if (lane >= offset) running += lower;
     }
-    if (lane == kWarpLanes - 1) shared_->warp_values[thread / kWarpLanes] = running;
+    if (lane == kWarpSize - 1) shared_->warp_values[thread / kWarpSize] = running;
     __syncthreads();
     uint64_t before = running - sum;
-    for (int32_t warp = 0; warp < thread / kWarpLanes; ++warp) {
+    for (int32_t warp = 0; warp < thread / kWarpSize; ++warp) {
       before += shared_->warp_values[warp];
     }
     for (int32_t i = 0; i < kBinsPerThread; ++i) {
       const int32_t bin = thread * kBinsPerThread + i;
       if (before < wanted && wanted <= before + values[i]) {
         shared_->found_bin = bin;
-        shared_->found_count = *team_.Of(bin / bins_per_block, &shared_->team_counts[bin]);
+        shared_->found_count = *InClusterBlock(bin / bins_per_block, &shared_->team_counts[bin]);
         shared_->found_before = before;
       }
       before += values[i];
@@ -328,7 +336,7 @@ class RowTeam {
 
   // Collects the tokens left, at most kMaxCandidates, in the leader's shared memory.
   __device__ void Gather(const float* row, const Slice& slice, const Search& search) {
-    Shared* leader = team_.Of(0, shared_);
+    Shared* leader = InClusterBlock(0, shared_);
     VisitSlice(row, slice, [&](int32_t id, float logit) {
       const uint64_t rank = RankOf(logit, id);
       if (!search.Holds(logit, rank)) return;
@@ -357,7 +365,6 @@ class RowTeam {
     }
   }
 
-  BlockTeam team_;
   Shared* shared_;
   int32_t parity_ = 0;
 };

@@ -22,7 +22,9 @@ template <typename T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t size) : size_(size) {
-    EXPECT_EQ(cudaSuccess, cudaMalloc(&elements_, std::max<size_t>(size, 1) * sizeof(T)));
+    void* memory = nullptr;
+    EXPECT_EQ(cudaSuccess, cudaMalloc(&memory, std::max<size_t>(size, 1) * sizeof(T)));
+    elements_ = static_cast<T*>(memory);
     Poison();
   }
   explicit DeviceArray(const std::vector<T>& elements) : DeviceArray(elements.size()) {
