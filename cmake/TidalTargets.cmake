@@ -52,11 +52,11 @@ endfunction()
 
 add_custom_target(concurrency_tests)
 
-# tidal_test(<name> SOURCES ... LINK ... [LABELS ...] [TIMEOUT seconds]): a GoogleTest program; each of its
-# cases is one CTest test. The label `concurrency` marks what also runs under ThreadSanitizer, and is
-# built by the target concurrency_tests.
+# tidal_test(<name> SOURCES ... LINK ... [LABELS ...] [TIMEOUT seconds] [PREFIX text]): a GoogleTest
+# program; each of its cases is one CTest test, with PREFIX before its name. The label `concurrency`
+# marks what also runs under ThreadSanitizer, and is built by the target concurrency_tests.
 function(tidal_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT;PREFIX" "SOURCES;LINK;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -74,5 +74,6 @@ function(tidal_test name)
     list(APPEND properties ENVIRONMENT
          "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan_suppressions.txt")
   endif()
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES ${properties})
+  gtest_discover_tests(${name} TEST_PREFIX "${ARG_PREFIX}" DISCOVERY_TIMEOUT 60
+                       PROPERTIES ${properties})
 endfunction()

@@ -110,6 +110,21 @@ __device__ inline void WaitForBarrier(uint32_t barrier, uint32_t parity) {
   }
 }
 
+// --- Counters in shared memory, named by their shared address ---
+
+// Sets a counter, after all that this thread has done before.
+__device__ inline void ReleaseCounter(uint32_t counter, uint32_t value) {
+  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(counter), "r"(value) : "memory");
+}
+
+// Returns once the counter is above `value`, before all that this thread does next.
+__device__ inline void WaitForCounterAbove(uint32_t counter, uint32_t value) {
+  uint32_t current = 0;
+  do {
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(current) : "r"(counter) : "memory");
+  } while (current <= value);
+}
+
 #ifdef TIDAL_SM90
 // Arrives, and makes the phase wait for `num_bytes` of bulk copies besides.
 __device__ inline void ArriveAndExpectBytes(uint32_t barrier, uint32_t num_bytes) {

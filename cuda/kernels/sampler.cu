@@ -222,14 +222,14 @@ __global__ void __launch_bounds__(kNumThreads)
   ++slot->num_generated_tokens;
 }
 
-// Counts a history into a row of token_counts, which is all zeros.
+// Counts a piece of a history into a row of token_counts.
 __global__ void __launch_bounds__(kNumThreads)
-    CountHistoryKernel(const int32_t* token_ids, int32_t num_prompt_tokens, int32_t num_tokens,
+    CountHistoryKernel(const int32_t* token_ids, int32_t num_tokens, bool in_prompt,
                        uint32_t* counts) {
   const int32_t stride = static_cast<int32_t>(gridDim.x) * kNumThreads;
   for (int32_t i = static_cast<int32_t>(blockIdx.x * kNumThreads + threadIdx.x); i < num_tokens;
        i += stride) {
-    if (i < num_prompt_tokens) {
+    if (in_prompt) {
       atomicOr(&counts[token_ids[i]], kInPrompt);
     } else {
       atomicAdd(&counts[token_ids[i]], 1u);
@@ -293,7 +293,7 @@ int64_t DeviceSampler::DeviceBytes(const Limits& limits) {
 
 cudaError_t DeviceSampler::Allocate(const Limits& limits) {
   if (limits.num_slots < 1 || limits.vocab_size < 1 || limits.vocab_size > kMaxSamplerVocabSize ||
-      limits.max_history_tokens < 0) {
+      limits.max_history_tokens < 1) {
     return cudaErrorInvalidValue;
   }
   limits_ = limits;
@@ -311,7 +311,7 @@ cudaError_t DeviceSampler::Allocate(const Limits& limits) {
     team_size_ *= 2;
   }
   const int64_t num_slots = limits.num_slots;
-  const int64_t history_size = std::max<int64_t>(limits.max_history_tokens, 1);
+  const int64_t history_size = limits.max_history_tokens;
   for (cudaError_t error :
        {AllocateDevice(num_slots, &slots_),
         AllocateDevice(num_slots * limits.vocab_size, &token_counts_),
@@ -334,13 +334,12 @@ cudaError_t DeviceSampler::Bind(int32_t slot, const SamplingParams& params,
                                 std::span<const int32_t> prompt_token_ids,
                                 std::span<const int32_t> generated_token_ids, cudaStream_t stream) {
   const std::map<int32_t, float> biases = SumBiases(params);
-  const size_t num_tokens = prompt_token_ids.size() + generated_token_ids.size();
   const bool biases_fit =
       biases.empty() || (biases.begin()->first >= 0 && biases.rbegin()->first < limits_.vocab_size);
   if (slot < 0 || slot >= limits_.num_slots || !biases_fit ||
       biases.size() > static_cast<size_t>(kMaxSlotLogitBiases) ||
       params.suppressed_token_ids.size() > static_cast<size_t>(kMaxSlotSuppressedTokens) ||
-      num_tokens > static_cast<size_t>(limits_.max_history_tokens) || params.num_top_logprobs < 0 ||
+      params.num_top_logprobs < 0 ||
       params.num_top_logprobs > std::min(kMaxTopLogprobs, limits_.vocab_size) ||
       !AreTokenIds(params.suppressed_token_ids, limits_.vocab_size) ||
       !AreTokenIds(prompt_token_ids, limits_.vocab_size) ||
@@ -384,30 +383,37 @@ cudaError_t DeviceSampler::BindHistory(int32_t slot, std::span<const int32_t> pr
                                        std::span<const int32_t> generated_token_ids,
                                        cudaStream_t stream) {
   uint32_t* const counts = token_counts_ + int64_t{slot} * limits_.vocab_size;
-  const size_t num_tokens = prompt_token_ids.size() + generated_token_ids.size();
-  for (cudaError_t error :
-       {cudaMemsetAsync(counts, 0, static_cast<size_t>(limits_.vocab_size) * sizeof(*counts),
-                        stream),
-        cudaEventSynchronize(history_copied_)}) {
-    if (error != cudaSuccess) return error;
+  const cudaError_t cleared =
+      cudaMemsetAsync(counts, 0, static_cast<size_t>(limits_.vocab_size) * sizeof(*counts), stream);
+  if (cleared != cudaSuccess) return cleared;
+  for (const bool in_prompt : {true, false}) {
+    std::span<const int32_t> rest = in_prompt ? prompt_token_ids : generated_token_ids;
+    while (!rest.empty()) {
+      const size_t size = std::min(rest.size(), static_cast<size_t>(limits_.max_history_tokens));
+      const cudaError_t error = CountHistory(rest.first(size), in_prompt, counts, stream);
+      if (error != cudaSuccess) return error;
+      rest = rest.subspan(size);
+    }
   }
-  if (num_tokens == 0) return cudaSuccess;
-  std::copy(prompt_token_ids.begin(), prompt_token_ids.end(), staged_history_);
-  std::copy(generated_token_ids.begin(), generated_token_ids.end(),
-            staged_history_ + prompt_token_ids.size());
-  cudaLaunchConfig_t config = {};
+  return cudaSuccess;
+}
+
+cudaError_t DeviceSampler::CountHistory(std::span<const int32_t> token_ids, bool in_prompt,
+                                        uint32_t* counts, cudaStream_t stream) {
+  if (cudaError_t error = cudaEventSynchronize(history_copied_); error != cudaSuccess) return error;
+  std::copy(token_ids.begin(), token_ids.end(), staged_history_);
   constexpr size_t kMaxBlocks = 64;
+  cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<uint32_t>(
-      std::min<size_t>(kMaxBlocks, (num_tokens + kNumThreads - 1) / kNumThreads)));
+      std::min<size_t>(kMaxBlocks, (token_ids.size() + kNumThreads - 1) / kNumThreads)));
   config.blockDim = dim3(kNumThreads);
   config.stream = stream;
   for (cudaError_t error :
-       {cudaMemcpyAsync(history_, staged_history_, num_tokens * sizeof(*history_),
-                        cudaMemcpyHostToDevice, stream),
+       {cudaMemcpyAsync(history_, staged_history_, token_ids.size_bytes(), cudaMemcpyHostToDevice,
+                        stream),
         cudaEventRecord(history_copied_, stream),
         cudaLaunchKernelEx(&config, CountHistoryKernel, static_cast<const int32_t*>(history_),
-                           static_cast<int32_t>(prompt_token_ids.size()),
-                           static_cast<int32_t>(num_tokens), counts)}) {
+                           static_cast<int32_t>(token_ids.size()), in_prompt, counts)}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

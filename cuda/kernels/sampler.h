@@ -70,9 +70,10 @@ struct SampleRecord {
 class DeviceSampler {
  public:
   struct Limits {
-    int32_t num_slots = 0;           // also the most rows of a launch
-    int32_t vocab_size = 0;          // 1..kMaxSamplerVocabSize
-    int32_t max_history_tokens = 0;  // prompt and generated tokens of a Bind together
+    int32_t num_slots = 0;   // also the most rows of a launch
+    int32_t vocab_size = 0;  // 1..kMaxSamplerVocabSize
+    // Of a Bind's prompt and output that are sent at once; longer ones go in several pieces. > 0.
+    int32_t max_history_tokens = 0;
   };
 
   DeviceSampler() = default;
@@ -111,9 +112,12 @@ class DeviceSampler {
   const SamplerSlot* slots() const { return slots_; }
 
  private:
-  // Counts the history of a slot with penalties.
+  // Counts the history of a slot with penalties into its row of token_counts.
   cudaError_t BindHistory(int32_t slot, std::span<const int32_t> prompt_token_ids,
                           std::span<const int32_t> generated_token_ids, cudaStream_t stream);
+  // A piece of it, at most max_history_tokens.
+  cudaError_t CountHistory(std::span<const int32_t> token_ids, bool in_prompt, uint32_t* counts,
+                           cudaStream_t stream);
 
   Limits limits_;
   int32_t team_size_ = 1;                  // blocks a row

@@ -70,7 +70,7 @@ inline Cut MakeCut(int32_t num_rows, int32_t inputs, int32_t outputs, int32_t sh
   cut.exchange_bytes = partial_bytes > row_bytes ? partial_bytes : row_bytes;
   const int32_t fixed_bytes = static_cast<int32_t>(cut.exchange_bytes) +
                               kNumWarps * static_cast<int32_t>(sizeof(float)) +
-                              kMaxRingSlots * kBarrierBytes;
+                              kMaxRingSlots * (kBarrierBytes + kFillCountBytes);
   const int32_t fitting = (shared_bytes - fixed_bytes) / static_cast<int32_t>(cut.slot_bytes);
   cut.num_slots = fitting < kMaxRingSlots ? fitting : kMaxRingSlots;
   return cut;
@@ -78,7 +78,8 @@ inline Cut MakeCut(int32_t num_rows, int32_t inputs, int32_t outputs, int32_t sh
 
 inline uint32_t SharedBytes(const Cut& cut) {
   return cut.num_slots * cut.slot_bytes + cut.exchange_bytes +
-         kNumWarps * static_cast<uint32_t>(sizeof(float)) + kMaxRingSlots * kBarrierBytes;
+         kNumWarps * static_cast<uint32_t>(sizeof(float)) +
+         kMaxRingSlots * (kBarrierBytes + kFillCountBytes);
 }
 
 // The block's rows of W, [begin, end); begin is even.
@@ -145,7 +146,7 @@ class WeightLoader {
                           int32_t warp)
       : cut_(cut), ring_(ring), weight_(weight), policy_(EvictFirstPolicy()), cursor_(cut, rows) {
     slice_warp_ = warp;
-    for (int32_t slot = warp; slot < ring.num_slots; slot += kNumWarps) Refill(slot);
+    for (int32_t slot = warp; slot < ring.num_slots; slot += kNumWarps) Refill(slot, /*lap=*/0);
     // Slot `warp` is next, with the tile of the sequence num_slots after it.
     const int32_t next = warp + ring.num_slots;
     slice_warp_ = next % kNumWarps;
@@ -153,11 +154,11 @@ class WeightLoader {
     for (int32_t i = 0; i < next / kNumWarps; ++i) cursor_.Advance();
   }
 
-  __device__ void Refill(int32_t slot) {
+  __device__ void Refill(int32_t slot, uint32_t lap) {
     if (cursor_.done()) return;
     const Slice slice = WarpSlice(cut_, cursor_.phase(), slice_warp_);
     const T* source = weight_ + int64_t{cursor_.row()} * cut_.inputs + slice.first;
-    FillSlot(ring_, slot, reinterpret_cast<const char*>(source),
+    FillSlot(ring_, slot, lap, reinterpret_cast<const char*>(source),
              int64_t{cut_.inputs} * static_cast<int64_t>(sizeof(T)), cursor_.num_rows(),
              slice.size * static_cast<uint32_t>(sizeof(T)), policy_);
     cursor_.Advance();
@@ -365,10 +366,10 @@ __device__ void ComputeOutputs(const Cut& cut, const Product& product, const Wei
       for (int tile = 0; tile < kGroupTiles; ++tile) {
         if (group + tile * kTileRows >= group_end) break;
         const int32_t slot = cursor.slot();
-        WaitForBarrier(ring.barrier(slot), cursor.parity());
+        WaitForSlot(ring, cursor);
         MultiplyTile<T>(slots + slot * ring.slot_bytes, ring.row_pitch, LaneLimit(slice, lane),
                         lane, x, group_sums[tile]);
-        loader.Refill(slot);
+        loader.Refill(slot, cursor.lap() + 1);
         cursor.Advance(kNumWarps);
       }
     }
@@ -386,7 +387,11 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
   char* exchange = shared + cut.num_slots * cut.slot_bytes;
   float* sums = reinterpret_cast<float*>(exchange + cut.exchange_bytes);
   const uint32_t barriers = SharedAddress(sums + kNumWarps);
-  const WeightRing ring = {SharedAddress(shared), cut.slot_bytes, cut.row_pitch, barriers,
+  const WeightRing ring = {SharedAddress(shared),
+                           cut.slot_bytes,
+                           cut.row_pitch,
+                           barriers,
+                           barriers + kMaxRingSlots * kBarrierBytes,
                            cut.num_slots};
   if (threadIdx.x == 0) ring.Init();
   __syncthreads();

@@ -2,6 +2,10 @@
 // that completes when the slot is full. Every tile is read by one warp, which fills the slot anew
 // as soon as it has read it, so that no warp must wait for a slot to become empty.
 //
+// The next tile of a slot may be another warp's, and that warp may be several laps ahead of what
+// the slot's barrier has seen, whose parity tells neighbouring laps apart only. So each slot also
+// counts its fills: a warp waits until the fill of its own lap has begun, then for its barrier.
+//
 // On sm_90 a tile's rows come by bulk copies, which need no registers and no threads while they
 // fly, and are marked to leave the L2 first, since a weight is read once a step. Before sm_90 the
 // filling warp copies by cp.async, 16 bytes a lane.
@@ -17,6 +21,7 @@ namespace tidal::cuda {
 inline constexpr int kTileRows = 16;
 
 inline constexpr int kMaxRingSlots = 32;
+inline constexpr int kFillCountBytes = 4;
 
 // The ring's memory: `num_slots` slots and their barriers, as shared-memory addresses.
 struct WeightRing {
@@ -24,10 +29,14 @@ struct WeightRing {
   uint32_t slot_bytes;
   uint32_t row_pitch;  // bytes between a tile's rows in a slot
   uint32_t barriers;
+  uint32_t fill_counts;  // of kFillCountBytes each
   int32_t num_slots;
 
   __device__ uint32_t slot(int32_t index) const { return slots + index * slot_bytes; }
   __device__ uint32_t barrier(int32_t index) const { return barriers + index * kBarrierBytes; }
+  __device__ uint32_t fill_count(int32_t index) const {
+    return fill_counts + index * kFillCountBytes;
+  }
 
   // By one thread, before a __syncthreads.
   __device__ void Init() const {
@@ -36,7 +45,10 @@ struct WeightRing {
 #else
     constexpr uint32_t kFillArrivals = kWarpSize;
 #endif
-    for (int32_t i = 0; i < num_slots; ++i) InitBarrier(barrier(i), kFillArrivals);
+    for (int32_t i = 0; i < num_slots; ++i) {
+      InitBarrier(barrier(i), kFillArrivals);
+      ReleaseCounter(fill_count(i), 0);
+    }
     FenceBarrierInit();
   }
 };
@@ -50,17 +62,17 @@ class RingCursor {
     slot_ += num_tiles;
     while (slot_ >= num_slots_) {
       slot_ -= num_slots_;
-      lap_parity_ ^= 1;
+      ++lap_;
     }
   }
 
   __device__ int32_t slot() const { return slot_; }
-  __device__ uint32_t parity() const { return lap_parity_; }
+  __device__ uint32_t lap() const { return lap_; }
 
  private:
   int32_t num_slots_;
   int32_t slot_ = 0;
-  uint32_t lap_parity_ = 0;
+  uint32_t lap_ = 0;
 };
 
 // For data that is read once.
@@ -72,12 +84,18 @@ __device__ inline uint64_t EvictFirstPolicy() {
 #endif
 }
 
-// Starts to fill a slot with `num_rows` (1..kTileRows) pieces of `row_bytes` (a multiple of 16,
-// maybe 0) that lie `source_pitch` bytes apart. By a whole warp, all of whose lanes have read what
-// the slot held.
-__device__ inline void FillSlot(const WeightRing& ring, int32_t index, const char* source,
-                                int64_t source_pitch, int32_t num_rows, uint32_t row_bytes,
-                                uint64_t policy) {
+// Until the slot holds the tile of this lap.
+__device__ inline void WaitForSlot(const WeightRing& ring, const RingCursor& cursor) {
+  WaitForCounterAbove(ring.fill_count(cursor.slot()), cursor.lap());
+  WaitForBarrier(ring.barrier(cursor.slot()), cursor.lap() & 1);
+}
+
+// Starts to fill a slot, for lap `lap`, with `num_rows` (1..kTileRows) pieces of `row_bytes` (a
+// multiple of 16, maybe 0) that lie `source_pitch` bytes apart. By a whole warp, all of whose lanes
+// have read what the slot held.
+__device__ inline void FillSlot(const WeightRing& ring, int32_t index, uint32_t lap,
+                                const char* source, int64_t source_pitch, int32_t num_rows,
+                                uint32_t row_bytes, uint64_t policy) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const uint32_t slot = ring.slot(index);
   const uint32_t full = ring.barrier(index);
@@ -98,6 +116,7 @@ __device__ inline void FillSlot(const WeightRing& ring, int32_t index, const cha
   }
   ArriveAfterAsyncCopies(full);
 #endif
+  if (lane == 0) ReleaseCounter(ring.fill_count(index), lap + 1);
 }
 
 }  // namespace tidal::cuda

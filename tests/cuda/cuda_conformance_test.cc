@@ -15,6 +15,15 @@ bool HasDevice() {
   return cudaGetDeviceCount(&num_devices) == cudaSuccess && num_devices > 0;
 }
 
+// On the emulation, which is slow and slower yet under a sanitizer, long lists are thinned out.
+#if defined(TIDAL_EMULATED) && defined(__SANITIZE_ADDRESS__)
+constexpr int kCaseStride = 37;
+#elif defined(TIDAL_EMULATED)
+constexpr int kCaseStride = 11;
+#else
+constexpr int kCaseStride = 1;
+#endif
+
 BackendUnderTest CudaUnderTest(const std::string& name, DType compute_type) {
   return {
       .name = name,
@@ -26,12 +35,22 @@ BackendUnderTest CudaUnderTest(const std::string& name, DType compute_type) {
       .float32 = false,
       .bitwise_invariant = false,
       .head_dims = {64, 128},
+      .intermediate_multiple = 8,
+      .case_stride = kCaseStride,
   };
 }
 
 std::vector<BackendUnderTest> BackendsUnderTest() {
   if (!HasDevice()) return {};
-  return {CudaUnderTest("BFloat16", DType::kBFloat16), CudaUnderTest("Float16", DType::kFloat16)};
+  const BackendUnderTest bfloat16 = CudaUnderTest("BFloat16", DType::kBFloat16);
+  const BackendUnderTest float16 = CudaUnderTest("Float16", DType::kFloat16);
+#if defined(TIDAL_EMULATED_SM80)
+  return {float16};
+#elif defined(TIDAL_EMULATED)
+  return {bfloat16};
+#else
+  return {bfloat16, float16};
+#endif
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(BackendConformance);
@@ -40,7 +59,7 @@ INSTANTIATE_TEST_SUITE_P(Cuda, BackendConformance, ::testing::ValuesIn(BackendsU
 
 TEST(CudaConformance, HasADevice) {
   if (!HasDevice()) GTEST_SKIP() << "no CUDA device: the conformance suite does not run";
-  EXPECT_EQ(BackendsUnderTest().size(), 2u);
+  EXPECT_FALSE(BackendsUnderTest().empty());
 }
 
 }  // namespace

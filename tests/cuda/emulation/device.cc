@@ -82,6 +82,7 @@ struct Thread {
   int linear_index = 0;
   Block* block = nullptr;
   Condition waits_for;
+  int num_pauses = 0;
   bool done = false;
   std::vector<std::function<void()>> copies;              // since the last group
   std::deque<std::vector<std::function<void()>>> groups;  // committed, oldest first
@@ -252,6 +253,7 @@ void Group::Reset(uint32_t first_block) {
       thread.linear_index = i;
       thread.block = &block;
       thread.waits_for = {};
+      thread.num_pauses = 0;
       thread.done = false;
       thread.context =
           context::make_fcontext(thread.stack.get() + kStackBytes, kStackBytes, RunThread);
@@ -453,6 +455,12 @@ const char* Exchange(uint32_t mask, const void* value, size_t num_bytes, Combine
   return values[0];
 }
 
+void Pause() {
+  constexpr int kMaxPauses = 1'000'000;  // of one thread, in a launch
+  if (++current->num_pauses > kMaxPauses) Fail("waits in vain");
+  Yield();
+}
+
 void InitBarrier(uint32_t barrier, uint32_t num_arrivals) {
   BarrierWord* word = BarrierAt(barrier);
   *word = {};
@@ -463,7 +471,10 @@ void InitBarrier(uint32_t barrier, uint32_t num_arrivals) {
 void ArriveBarrier(uint32_t barrier, uint32_t expected_bytes) {
   BarrierWord* word = BarrierAt(barrier);
   if (word->num_missing == 0 || word->num_missing > word->num_arrivals) {
-    Fail("mbarrier at %u has more arrivals than it was made for, or was not made", barrier);
+    Fail(
+        "mbarrier at %u has more arrivals than it was made for, or was not made: %u of %u arrivals "
+        "missing, phase %u, %d bytes missing",
+        barrier, word->num_missing, word->num_arrivals, word->phase, word->bytes());
   }
   word->set_bytes(word->bytes() + static_cast<int32_t>(expected_bytes));
   --word->num_missing;

@@ -67,6 +67,9 @@ Value OfLane(const char* exchanged, int lane) {
   return value;
 }
 
+// Lets the others go on; for loops that wait for what another thread writes. Endless ones abort.
+void Pause();
+
 void InitBarrier(uint32_t barrier, uint32_t num_arrivals);
 void ArriveBarrier(uint32_t barrier, uint32_t expected_bytes);
 void WaitForBarrier(uint32_t barrier, uint32_t parity);

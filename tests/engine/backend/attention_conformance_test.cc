@@ -84,12 +84,14 @@ constexpr HeadCounts kHeadCounts[] = {{2, 2}, {4, 2}, {3, 1}, {4, 1},
                                       {5, 1}, {6, 1}, {7, 1}, {8, 1}};
 
 TEST_P(BackendConformance, DecodesWithFullAttentionForEveryShapeAndContext) {
+  int number = 0;
   for (const int32_t head_dim : GetParam().head_dims) {
     for (const HeadCounts heads : kHeadCounts) {
       const ModelShape shape = MakeShape(1, heads.query, heads.kv, head_dim);
       const HostWeights weights(shape, 7);
       const ReferenceModel reference(shape, weights.views());
       for (const int32_t context : {1, 2, 15, 16, 17, 33, 530}) {
+        if (!GetParam().RunsCase(number++)) continue;
         SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim << ", heads " << heads.query
                                           << "/" << heads.kv << ", context " << context);
         StepDriver driver(GetParam(), shape, weights.views(), {256, 4, 600}, 40);
@@ -130,6 +132,7 @@ TEST_P(BackendConformance, PrefillsChunksOfEveryLength) {
 }
 
 TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
+  int number = 0;
   struct Case {
     int32_t context;
     Selection selection;
@@ -151,6 +154,7 @@ TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
     const HostWeights weights(shape, 9);
     const ReferenceModel reference(shape, weights.views());
     for (const Case& c : cases) {
+      if (!GetParam().RunsCase(number++)) continue;
       SCOPED_TRACE(::testing::Message()
                    << "heads " << heads.query << "/" << heads.kv << ", context " << c.context
                    << ", budget " << c.selection.token_budget << ", scope "
@@ -170,6 +174,7 @@ TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
 }
 
 TEST_P(BackendConformance, BreaksTiesToTheLowerPosition) {
+  int number = 0;
   ModelShape shape = MakeShape(1, 4, 2, 64);
   // Without rotation equal tokens have equal keys, to the last bit.
   std::fill(shape.rope_inverse_frequencies.begin(), shape.rope_inverse_frequencies.end(), 0.0f);
@@ -178,6 +183,7 @@ TEST_P(BackendConformance, BreaksTiesToTheLowerPosition) {
   for (const SelectionScope scope : {SelectionScope::kQueryHead, SelectionScope::kKvHead}) {
     for (const int32_t num_distinct : {1, 3, 40}) {
       for (const int32_t budget : {1, 5, 100, 400}) {
+        if (!GetParam().RunsCase(number++)) continue;
         StepDriver driver(GetParam(), shape, weights.views(), {512, 1, 777}, 49);
         TestSequence sequence = driver.MakeSequence(777, 0);
         for (int32_t& token : sequence.token_ids) token %= num_distinct;
@@ -214,6 +220,7 @@ std::vector<float> SparseLogits(StepDriver* driver, const std::vector<SequenceCh
 }
 
 TEST_P(BackendConformance, SparseAttentionEqualsMaskedAttention) {
+  int number = 0;
   for (const int32_t head_dim : GetParam().head_dims) {
     for (const HeadCounts heads : kHeadCounts) {
       const ModelShape shape = MakeShape(1, heads.query, heads.kv, head_dim);
@@ -221,6 +228,7 @@ TEST_P(BackendConformance, SparseAttentionEqualsMaskedAttention) {
       const ReferenceModel reference(shape, weights.views());
       for (const SelectionScope scope : {SelectionScope::kQueryHead, SelectionScope::kKvHead}) {
         for (const int32_t budget : {1, 15, 16, 17, 255, 257, 600}) {
+          if (!GetParam().RunsCase(number++)) continue;
           SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim << ", heads " << heads.query
                                             << "/" << heads.kv << ", budget " << budget);
           StepDriver driver(GetParam(), shape, weights.views(), {512, 2, 900}, 60);

@@ -59,7 +59,8 @@ TEST_P(BackendConformance, ComputesTheMlpWithAndWithoutBias) {
   for (const bool bias : {false, true}) {
     for (const int32_t intermediate_size : {100, 96, 31}) {
       ModelShape shape = MakeShape(1, 2, 1, 64);
-      shape.intermediate_size = intermediate_size;
+      const int32_t multiple = GetParam().intermediate_multiple;
+      shape.intermediate_size = (intermediate_size + multiple - 1) / multiple * multiple;
       shape.mlp_bias = bias;
       const HostWeights weights(shape, 2);
       const ReferenceModel reference(shape, weights.views());

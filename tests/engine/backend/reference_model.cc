@@ -38,7 +38,7 @@ ModelShape MakeShape(int32_t num_layers, int32_t num_query_heads, int32_t num_kv
   ModelShape shape;
   shape.num_layers = num_layers;
   shape.hidden_size = 72;
-  shape.intermediate_size = 100;
+  shape.intermediate_size = 104;
   shape.num_query_heads = num_query_heads;
   shape.num_kv_heads = num_kv_heads;
   shape.head_dim = head_dim;

@@ -28,6 +28,12 @@ struct BackendUnderTest {
   // however its prefill is cut.
   bool bitwise_invariant = true;
   std::vector<int32_t> head_dims = {64, 128};
+  int32_t intermediate_multiple = 1;  // that intermediate_size must be of
+  // Of the longest lists of cases, every how manieth is run: more than 1 where running is slow.
+  int case_stride = 1;
+
+  // Whether the case of this number is run.
+  bool RunsCase(int number) const { return number % case_stride == 0; }
 
   // Each case names the tolerance of both precisions.
   double Tolerance(double in_float32, double in_bfloat16) const {

@@ -43,6 +43,18 @@ inline void WaitForBarrier(uint32_t barrier, uint32_t parity) {
   emulation::WaitForBarrier(barrier, parity);
 }
 
+inline void ReleaseCounter(uint32_t counter, uint32_t value) {
+  std::memcpy(emulation::SharedPointer(counter, sizeof(value)), &value, sizeof(value));
+}
+inline void WaitForCounterAbove(uint32_t counter, uint32_t value) {
+  uint32_t current = 0;
+  while (true) {
+    std::memcpy(&current, emulation::SharedPointer(counter, sizeof(current)), sizeof(current));
+    if (current > value) return;
+    emulation::Pause();
+  }
+}
+
 #ifdef TIDAL_SM90
 inline void ArriveAndExpectBytes(uint32_t barrier, uint32_t num_bytes) {
   emulation::ArriveBarrier(barrier, num_bytes);

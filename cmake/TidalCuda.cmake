@@ -1,0 +1,32 @@
+# Whether the CUDA backend is built. Sets TIDAL_CUDA_ENABLED, enables the language, and finds the
+# toolkit; without a compiler, its headers alone let the tests emulate the kernels.
+
+set(TIDAL_CUDA AUTO CACHE STRING "Build the CUDA plugin: AUTO (where nvcc is found), ON or OFF")
+set(TIDAL_CUDA_ARCHITECTURES 80 89 90a CACHE STRING "Compute capabilities to build for")
+set_property(CACHE TIDAL_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(TIDAL_CUDA_ENABLED OFF)
+if(NOT TIDAL_CUDA STREQUAL "OFF" AND NOT TIDAL_SANITIZE)
+  include(CheckLanguage)
+  if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
+    set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc CACHE FILEPATH "CUDA compiler")
+  endif()
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES "${TIDAL_CUDA_ARCHITECTURES}")
+    enable_language(CUDA)
+    # CMake 3.25 does not know yet that nvcc 12 and later have it.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(TIDAL_CUDA_ENABLED ON)
+  elseif(TIDAL_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "TIDAL_CUDA is ON, and no CUDA compiler was found")
+  else()
+    message(STATUS "No CUDA compiler: built without the CUDA plugin")
+  endif()
+endif()
+find_package(CUDAToolkit QUIET)
