@@ -8,9 +8,9 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int32_t kNumThreads = 512;
-constexpr int32_t kBlocksPerMultiprocessor = 4;
-constexpr int32_t kLoadsInFlight = 4;  // of 16 bytes a thread: 128 KiB a multiprocessor
+constexpr int32_t kNumThreads = 256;
+constexpr int32_t kBlocksPerMultiprocessor = 6;  // what every architecture has room for
+constexpr int32_t kLoadsInFlight = 4;            // of 16 bytes a thread: 96 KiB a multiprocessor
 constexpr size_t kNumRuns = 15;
 
 __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
