@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -225,6 +226,75 @@ TEST_F(SamplerTest, ServesLargeVocabulariesByTeamsOfBlocks) {
   RunRounds(4, 128'256, 10);
   RunRounds(2, kMaxSamplerVocabSize, 4);
 #endif
+}
+
+// Rows in which thousands of tokens tie, or lie further apart than the first digit of the search
+// reaches: the threshold is then found by the lower digits of ranks.
+TEST_F(SamplerTest, FindsThresholdsAmongTiesAndExtremes) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kLargest = std::numeric_limits<float>::max();
+#ifdef TIDAL_EMULATED
+  constexpr int32_t kVocabSize = 4999;
+#else
+  constexpr int32_t kVocabSize = 128'255;
+#endif
+  const auto flat = [](int32_t) { return -1.5f; };
+  const auto zeros = [](int32_t id) { return id % 2 == 0 ? 0.0f : -0.0f; };
+  const auto two_levels = [](int32_t id) { return id % 3 == 0 ? 1.0f : -60.0f; };
+  const auto far_apart = [](int32_t id) { return id == 7 ? kLargest : -kLargest; };
+  const auto mostly_excluded = [](int32_t id) { return id % 5 == 0 ? 2.0f : -kInfinity; };
+  const auto dense = [](int32_t id) { return 1e-6f * static_cast<float>((id * 37) % kVocabSize); };
+  const std::vector<std::function<float(int32_t)>> shapes = {flat,      zeros,           two_levels,
+                                                             far_apart, mostly_excluded, dense};
+  const std::vector<SamplingParams> options = {
+      {.temperature = 0.0f, .return_logprobs = true, .num_top_logprobs = 20},
+      {.temperature = 1.0f, .top_k = 1},
+      {.temperature = 1.0f, .top_k = 700},
+      {.temperature = 1.0f, .top_k = 3000},
+      {.temperature = 1.0f, .top_k = kVocabSize - 1},
+      {.temperature = 1.0f, .top_p = 0.4f},
+      {.temperature = 1.0f, .top_p = 0.7f, .top_k = 2500},
+      {.temperature = 1.0f, .top_p = 1e-6f},
+      {.temperature = 1.0f, .min_p = 1.0f}};
+  const auto num_rows = static_cast<int32_t>(options.size());
+  ASSERT_NO_FATAL_FAILURE(Allocate(num_rows, kVocabSize));
+  std::vector<int32_t> slots;
+  for (int32_t slot = 0; slot < num_rows; ++slot) slots.push_back(slot);
+  const SamplingStep step(slots);
+  const DeviceArray<SampleRecord> device_records(options.size());
+  for (size_t shape = 0; shape < shapes.size(); ++shape) {
+    std::vector<float> row;
+    for (int32_t id = 0; id < kVocabSize; ++id) row.push_back(shapes[shape](id));
+    std::vector<float> logits;
+    std::vector<SamplingParams> params = options;
+    for (int32_t slot = 0; slot < num_rows; ++slot) {
+      params[static_cast<size_t>(slot)].seed = random_();
+      ASSERT_CUDA_OK(
+          sampler_->Bind(slot, params[static_cast<size_t>(slot)], {}, {}, stream_.get()));
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+    const DeviceArray<float> device_logits(logits);
+    ASSERT_CUDA_OK(sampler_->LaunchDraw({.step = step.view(),
+                                         .logits = device_logits.get(),
+                                         .records = device_records.get(),
+                                         .num_rows = num_rows},
+                                        stream_.get()));
+    const auto records = device_records.Read();
+    for (size_t i = 0; i < params.size(); ++i) {
+      const KeptTokens kept = ReferenceKeep(params[i], {}, row);
+      const bool is_kept =
+          std::find(kept.ids.begin(), kept.ids.end(), records[i].token_id) != kept.ids.end();
+      EXPECT_TRUE(is_kept) << "shape " << shape << " row " << i << ": " << records[i].token_id;
+      EXPECT_EQ(records[i].token_id, ReferenceSample(params[i], {}, row).token_id)
+          << "shape " << shape << " row " << i;
+      if (params[i].num_top_logprobs == 0) continue;
+      const SampledToken expected = ReferenceSample(params[i], {}, row);
+      for (size_t top = 0; top < expected.top_logprobs.size(); ++top) {
+        EXPECT_EQ(records[i].top_token_ids[top], expected.top_logprobs[top].token_id)
+            << "shape " << shape << " place " << top;
+      }
+    }
+  }
 }
 
 TEST_F(SamplerTest, KeepsTheLastTokenForTheNextStep) {
