@@ -68,12 +68,12 @@ nlohmann::json ToJson(const AttentionResult& result) {
 }
 
 void PrintTable(const std::vector<DecodeResult>& results, std::ostream* out) {
-  *out << absl::StreamFormat("%-7s %8s %7s %6s %8s   %26s %9s %9s %8s %7s\n", "method", "context",
+  *out << absl::StreamFormat("%-11s %8s %7s %6s %8s   %26s %9s %9s %8s %7s\n", "method", "context",
                              "streams", "budget", "attended", "ms a step (p10 median p90)",
                              "tokens/s", "GB a step", "floor ms", "floor");
   for (const DecodeResult& result : results) {
     *out << absl::StreamFormat(
-        "%-7s %8d %7d %6d %7.1f%%   %8.3f %8.3f %8.3f %9.1f %9.3f %8.3f  %s\n", result.method,
+        "%-11s %8d %7d %6d %7.1f%%   %8.3f %8.3f %8.3f %9.1f %9.3f %8.3f  %s\n", result.method,
         result.num_context_tokens, result.num_streams, result.token_budget,
         100 * result.attended_share, result.step_ms.p10, result.step_ms.median, result.step_ms.p90,
         result.tokens_per_second.median, 1e-9 * result.step_bytes, result.floor_ms,

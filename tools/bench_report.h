@@ -22,7 +22,7 @@ struct Spread {
 Spread SpreadOf(std::vector<double> values);
 
 struct DecodeResult {
-  std::string method;  // "full" or "tidal"
+  std::string method;  // "full", "tidal" or "projections"
   int32_t num_streams = 0;
   int32_t num_context_tokens = 0;  // at the first measured step
   int32_t token_budget = 0;        // 0 for full

@@ -47,6 +47,7 @@ absl::StatusOr<DecodeResult> StepBench::Decode(const DecodeCase& decode_case, in
   for (int step = 0; step < num_all_steps; ++step) {
     const int32_t num_context_tokens = decode_case.num_context_tokens + step;
     StepInFlight next;
+    next.work = decode_case.work;
     next.token_ids =
         step == 0 ? RandomTokens(num_streams, model_->config.shape.vocab_size, 3)
                   : std::vector<int32_t>(static_cast<size_t>(num_streams), kLastSampledToken);
@@ -63,13 +64,14 @@ absl::StatusOr<DecodeResult> StepBench::Decode(const DecodeCase& decode_case, in
   const double bytes =
       StepBytes(decode_case, decode_case.num_context_tokens + num_warmup + 0.5 * num_steps);
   const bool is_full = decode_case.mode == AttentionMode::kFull;
-  return DecodeResult{.method = is_full ? "full" : "tidal",
+  const bool attends = decode_case.work == DecodeCase::Work::kWholeStep;
+  return DecodeResult{.method = !attends ? "projections" : is_full ? "full" : "tidal",
                       .num_streams = num_streams,
                       .num_context_tokens = decode_case.num_context_tokens + num_warmup,
                       .token_budget = is_full ? 0 : decode_case.selection.token_budget,
                       .step_ms = SpreadOf(Scaled(1e3, seconds)),
                       .tokens_per_second = SpreadOf(PerSecond(num_streams, seconds)),
-                      .attended_share = num_attended / num_available,
+                      .attended_share = attends ? num_attended / num_available : 0.0,
                       .step_bytes = bytes,
                       .floor_ms = 1e3 * bytes / read_bandwidth_};
 }
@@ -95,9 +97,11 @@ double StepBench::StepBytes(const DecodeCase& decode_case, double num_context_to
   const double token_bytes = static_cast<double>(model_->backend->kv_block_size_bytes()) /
                              (double{kBlockSize} * shape.num_layers);
   const double element_bytes = token_bytes / (2.0 * shape.kv_size());
+  const double weight_bytes = element_bytes * NumWeights(shape);
+  if (decode_case.work == DecodeCase::Work::kProjections) return weight_bytes;
   const auto num_attended = static_cast<double>(model_->plan.AttendedTokens(
       decode_case.mode, decode_case.selection, static_cast<int64_t>(num_context_tokens)));
-  return element_bytes * NumWeights(shape) + decode_case.num_streams * token_bytes * num_attended;
+  return weight_bytes + decode_case.num_streams * token_bytes * num_attended;
 }
 
 absl::StatusOr<PrefillResult> StepBench::Prefill(int32_t num_prompt_tokens, int num_runs) {
@@ -134,9 +138,24 @@ absl::Status StepBench::Launch(StepInFlight step) {
   const auto most = static_cast<size_t>(model_->backend->max_steps_in_flight());
   step.launched = std::chrono::steady_clock::now();
   in_flight_.push_back(std::move(step));
-  TIDAL_RETURN_IF_ERROR(model_->runner->Launch(in_flight_.back().batch));
+  const StepInFlight& launched = in_flight_.back();
+  TIDAL_RETURN_IF_ERROR(launched.work == DecodeCase::Work::kWholeStep
+                            ? model_->runner->Launch(launched.batch)
+                            : LaunchProjections(launched.batch));
   while (in_flight_.size() >= most) TIDAL_RETURN_IF_ERROR(CollectOldest());
   return absl::OkStatus();
+}
+
+absl::Status StepBench::LaunchProjections(const StepBatch& batch) {
+  Backend* const backend = model_->backend.get();
+  TIDAL_RETURN_IF_ERROR(backend->BeginStep(batch));
+  TIDAL_RETURN_IF_ERROR(backend->Embed());
+  for (int32_t layer = 0; layer < model_->plan.num_layers(); ++layer) {
+    TIDAL_RETURN_IF_ERROR(backend->AttentionInput(layer));
+    TIDAL_RETURN_IF_ERROR(backend->AttentionOutput(layer));
+    TIDAL_RETURN_IF_ERROR(backend->Mlp(layer));
+  }
+  return backend->Sample();
 }
 
 absl::Status StepBench::CollectAll() {

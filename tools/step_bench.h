@@ -16,6 +16,8 @@
 namespace tidal {
 
 struct DecodeCase {
+  // kProjections runs no attention: the products, what is fused with them, and sampling.
+  enum class Work : uint8_t { kWholeStep, kProjections } work = Work::kWholeStep;
   int32_t num_streams = 1;
   int32_t num_context_tokens = 2048;
   AttentionMode mode = AttentionMode::kFull;
@@ -43,6 +45,7 @@ class StepBench {
 
   struct StepInFlight {
     StepBatch batch;
+    DecodeCase::Work work = DecodeCase::Work::kWholeStep;
     std::vector<int32_t> token_ids;  // that the batch's chunks refer to, where they are decodes
     TimePoint launched;
   };
@@ -53,6 +56,7 @@ class StepBench {
 
   // Launches a step, and collects the oldest ones until no more than allowed are in flight.
   absl::Status Launch(StepInFlight step);
+  absl::Status LaunchProjections(const StepBatch& batch);
   absl::Status CollectAll();
   absl::Status CollectOldest();
 

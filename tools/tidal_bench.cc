@@ -40,7 +40,7 @@ ABSL_FLAG(double, gpu_memory_fraction, 0.0,
 ABSL_FLAG(Words, contexts, Words({"2048", "8192", "32768"}),
           "Context lengths (decode, attention) or prompt lengths (prefill), tokens");
 ABSL_FLAG(Words, streams, Words({"1", "8"}), "Numbers of streams that decode together");
-ABSL_FLAG(Words, methods, Words({"full", "tidal"}), "decode: full, tidal");
+ABSL_FLAG(Words, methods, Words({"full", "tidal"}), "decode: full, tidal, projections");
 ABSL_FLAG(Words, kinds, Words({"full", "select", "sparse", "prefill"}),
           "attention: full, select, sparse, prefill");
 ABSL_FLAG(Words, token_budgets, Words({"256"}), "Token budgets of tidal, select and sparse");
@@ -134,8 +134,11 @@ absl::StatusOr<std::vector<DecodeCase>> DecodeCasesFromFlags(const ModelShape& s
   for (const int32_t context : contexts) {
     for (const int32_t num_streams : streams) {
       for (const std::string& method : methods) {
-        if (method == "full") {
-          cases.push_back({.num_streams = num_streams, .num_context_tokens = context});
+        if (method == "full" || method == "projections") {
+          cases.push_back({.work = method == "full" ? DecodeCase::Work::kWholeStep
+                                                    : DecodeCase::Work::kProjections,
+                           .num_streams = num_streams,
+                           .num_context_tokens = context});
         } else if (method == "tidal") {
           for (const int32_t budget : budgets) {
             cases.push_back(
@@ -146,7 +149,7 @@ absl::StatusOr<std::vector<DecodeCase>> DecodeCasesFromFlags(const ModelShape& s
           }
         } else {
           return absl::InvalidArgumentError(
-              absl::StrCat("--methods: '", method, "' is not full or tidal"));
+              absl::StrCat("--methods: '", method, "' is not full, tidal or projections"));
         }
       }
     }

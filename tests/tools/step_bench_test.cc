@@ -79,6 +79,15 @@ TEST(StepBenchTest, TimesDecodeStepsOfEachMethod) {
   EXPECT_EQ(tidal->method, "tidal");
   EXPECT_LT(tidal->attended_share, 0.7);
   EXPECT_LT(tidal->step_bytes, full->step_bytes);
+
+  const auto projections = bench.Decode({.work = DecodeCase::Work::kProjections,
+                                         .num_streams = 2,
+                                         .num_context_tokens = 200},
+                                        2, 5);
+  ASSERT_TRUE(projections.ok()) << projections.status();
+  EXPECT_EQ(projections->method, "projections");
+  EXPECT_EQ(projections->attended_share, 0.0);
+  EXPECT_EQ(projections->step_bytes, 4 * num_weights);
 }
 
 TEST(StepBenchTest, TimesPrefill) {
@@ -157,7 +166,7 @@ TEST(BenchReportTest, PrintsARowACase) {
                                         .step_bytes = 3e9,
                                         .floor_ms = 1.5}},
              &out);
-  EXPECT_THAT(out.str(), HasSubstr("tidal       2048       8    256    50.0%"));
+  EXPECT_THAT(out.str(), HasSubstr("tidal           2048       8    256    50.0%"));
   EXPECT_THAT(out.str(), HasSubstr("3.000    1.500   75.0%"));
 }
 
