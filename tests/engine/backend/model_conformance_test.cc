@@ -210,7 +210,9 @@ TEST_P(BackendConformance, ResultsDoNotDependOnTheBatch) {
   const ModelShape shape = MakeShape(5, 4, 2, 64);
   const HostWeights weights(shape, 13);
   StepDriver driver(GetParam(), shape, weights.views(), {700, 40, 1600}, 500);
-  const Selection selection = {SelectionScope::kKvHead, 100, 0, 0};
+  // Scores that nearly tie may pick another position when they are rounded otherwise: most of the
+  // 1201 are picked, so that those at the border weigh little.
+  const Selection selection = {SelectionScope::kKvHead, 1000, 0, 0};
   // The same tokens in other blocks.
   const TestSequence alone = driver.MakeSequence(1201, 0);
   TestSequence among = driver.MakeSequence(1201, 7);
@@ -233,9 +235,7 @@ TEST_P(BackendConformance, ResultsDoNotDependOnTheBatch) {
     if (GetParam().bitwise_invariant) {
       EXPECT_EQ(expected, driver.Logits(3));
     } else {
-      // Scores that nearly tie may pick another of 1200 positions when they are rounded otherwise.
-      EXPECT_LE(MaxError(expected, driver.Logits(3)),
-                GetParam().Tolerance(1e-5, tidal ? 1e-1 : 3e-2))
+      EXPECT_LE(MaxError(expected, driver.Logits(3)), GetParam().Tolerance(1e-5, 3e-2))
           << (tidal ? "tidal" : "full");
     }
   }
