@@ -60,6 +60,7 @@ absl::Status GenerateCall::SubmitRequest(Request request,
   attention_ = request.attention;
   TIDAL_ASSIGN_OR_RETURN(const RequestTicket ticket,
                          state().engine->Submit(std::move(request), std::move(observer)));
+  Charge(num_prompt_tokens_);
   std::optional<absl::Status> cancellation;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -91,7 +92,12 @@ void GenerateCall::CancelByClient() {
   }
 }
 
+void GenerateCall::Charge(int64_t num_tokens) const {
+  if (info_.lease.has_value()) info_.lease->Charge(num_tokens);
+}
+
 void GenerateCall::NoteDelta(const GenerationDelta& delta) {
+  Charge(static_cast<int64_t>(delta.tokens.size()));
   const std::lock_guard<std::mutex> lock(mutex_);
   num_generated_tokens_ += static_cast<int32_t>(delta.tokens.size());
 }
@@ -115,6 +121,7 @@ void GenerateCall::LogEnd() const {
   LogFields fields = {
       {"request_id", request_id_},
       {"peer", info_.peer},
+      {"client", info_.client},
       {"method", std::string(info_.method)},
       {"code", CodeName(static_cast<grpc::StatusCode>(final_status_.code()))},
   };

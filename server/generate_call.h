@@ -15,17 +15,20 @@
 #include "absl/time/time.h"
 #include "engine/engine.h"
 #include "engine/generation_observer.h"
+#include "server/client_limits.h"
 #include "server/lifecycle.h"
 #include "server/request_validation.h"
 #include "tidal/inference/v1/inference.pb.h"
 
 namespace tidal::server {
 
-// What gRPC says of a call.
+// What is known of a call besides its message.
 struct CallInfo {
   const char* method = "";
   std::string peer;
   std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();
+  std::string client = {};  // who calls, see AccessControl; empty where nobody knows
+  std::optional<ClientLimits::Lease> lease = std::nullopt;
 };
 
 struct GenerateOptions {
@@ -75,6 +78,7 @@ class GenerateCall {
   static RequestIdentity NewIdentity();
   absl::Status SubmitRequest(Request request, std::shared_ptr<GenerationObserver> observer);
   absl::Time EngineDeadline() const;
+  void Charge(int64_t num_tokens) const;
 
   const CallInfo info_;
   const GenerateOptions options_;

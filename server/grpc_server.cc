@@ -16,13 +16,18 @@ namespace {
 // What gRPC may buffer for all connections together, before it slows them down.
 constexpr size_t kMaxBufferBytes = size_t{1} << 30;
 
-void SetKeepalive(grpc::ServerBuilder* builder) {
-  // Clients may ping an idle connection, or a long silent stream, as often as this.
-  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+void SetConnectionOptions(const ConnectionOptions& options, grpc::ServerBuilder* builder) {
+  const auto set = [builder](const char* name, absl::Duration duration) {
+    builder->AddChannelArgument(name, static_cast<int>(absl::ToInt64Milliseconds(duration)));
+  };
+  set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, options.min_ping_interval);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // Finds out about clients that vanished without a word, so that their requests end.
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  set(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_time);
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout);
+  set(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, options.handshake_timeout);
+  if (options.max_connection_age > absl::ZeroDuration()) {
+    set(GRPC_ARG_MAX_CONNECTION_AGE_MS, options.max_connection_age);
+  }
 }
 
 }  // namespace
@@ -31,16 +36,18 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
     const GrpcServerOptions& options, const std::vector<grpc::Service*>& services,
     std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> interceptor) {
   grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (options.has_reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(options.listen_address, grpc::InsecureServerCredentials(), &port);
+  const std::shared_ptr<grpc::ServerCredentials> credentials =
+      options.credentials != nullptr ? options.credentials : grpc::InsecureServerCredentials();
+  builder.AddListeningPort(options.listen_address, credentials, &port);
   // Otherwise a second server on the same port would take half of the connections.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_message_bytes));
   builder.SetResourceQuota(grpc::ResourceQuota("tidal-server").Resize(kMaxBufferBytes));
-  SetKeepalive(&builder);
+  SetConnectionOptions(options.connection, &builder);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   if (interceptor != nullptr) interceptors.push_back(std::move(interceptor));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -48,11 +55,11 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
 
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("--listen_address: cannot listen on '",
+    return absl::UnavailableError(absl::StrCat("--", options.address_flag, ": cannot listen on '",
                                                options.listen_address,
                                                "' (in use, or not an address of this machine)"));
   }
-  return absl::WrapUnique(new GrpcServer(std::move(server), port));
+  return absl::WrapUnique(new GrpcServer(credentials, std::move(server), port));
 }
 
 void GrpcServer::Shutdown(absl::Duration grace) {

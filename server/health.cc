@@ -1,11 +1,14 @@
 #include "server/health.h"
 
+#include <utility>
+
 #include "tidal/inference/v1/inference.grpc.pb.h"
 #include "tidal/inference/v1/model.grpc.pb.h"
 
 namespace tidal::server {
 
-Health::Health(grpc::HealthCheckServiceInterface* service) : service_(service) {
+Health::Health(std::vector<grpc::HealthCheckServiceInterface*> services)
+    : services_(std::move(services)) {
   SetReady(false);
   SetAlive(true);
 }
@@ -13,11 +16,17 @@ Health::Health(grpc::HealthCheckServiceInterface* service) : service_(service) {
 void Health::SetReady(bool ready) {
   for (const char* name : {"", "readiness", inference::v1::InferenceService::service_full_name(),
                            inference::v1::ModelService::service_full_name()}) {
-    service_->SetServingStatus(name, ready);
+    for (grpc::HealthCheckServiceInterface* service : services_) {
+      service->SetServingStatus(name, ready);
+    }
   }
 }
 
-void Health::SetAlive(bool alive) { service_->SetServingStatus("liveness", alive); }
+void Health::SetAlive(bool alive) {
+  for (grpc::HealthCheckServiceInterface* service : services_) {
+    service->SetServingStatus("liveness", alive);
+  }
+}
 
 bool ProgressWatch::IsAlive(absl::Time now, const EngineLoad& load, absl::Time last_progress) {
   const bool has_work = load.num_running_requests > 0 || load.num_waiting_requests > 0;

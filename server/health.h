@@ -5,6 +5,7 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include <optional>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "engine/engine_observer.h"
@@ -13,14 +14,15 @@ namespace tidal::server {
 
 class Health {
  public:
-  // `service`, gRPC's default one, must outlive this object. Begins as alive and not ready.
-  explicit Health(grpc::HealthCheckServiceInterface* service);
+  // `services`, gRPC's default ones of one or several ports, must outlive this object. Begins as
+  // alive and not ready.
+  explicit Health(std::vector<grpc::HealthCheckServiceInterface*> services);
 
   void SetReady(bool ready);
   void SetAlive(bool alive);
 
  private:
-  grpc::HealthCheckServiceInterface* service_;
+  const std::vector<grpc::HealthCheckServiceInterface*> services_;
 };
 
 // Tells a busy engine from a dead one: with requests to compute it makes progress, and each look

@@ -16,7 +16,11 @@ namespace {
 namespace api = ::tidal::inference::v1;
 
 CallInfo InfoOf(const grpc::CallbackServerContext& context, const char* method) {
-  return {.method = method, .peer = context.peer(), .deadline = context.deadline()};
+  CallInfo info;
+  info.method = method;
+  info.peer = context.peer();
+  info.deadline = context.deadline();
+  return info;
 }
 
 absl::Status TokenizeText(const api::TokenizeRequest& request, const ServingState& state,
@@ -52,29 +56,26 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context,
 
 }  // namespace
 
-absl::StatusOr<ActiveCall> AdmitCall(Lifecycle* lifecycle, PrometheusMetrics* metrics) {
-  absl::StatusOr<ActiveCall> admission = lifecycle->Admit();
-  if (!admission.ok()) metrics->CountRefusal(lifecycle->phase());
-  return admission;
-}
-
 grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerContext* context,
                                                          const api::GenerateRequest* request,
                                                          api::GenerateResponse* response) {
-  return GenerateUnaryReactor::Start(InfoOf(*context, "Generate"), options_,
-                                     AdmitCall(lifecycle_, metrics_), *request, response);
+  CallInfo call = InfoOf(*context, "Generate");
+  absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
+  return GenerateUnaryReactor::Start(std::move(call), options_, std::move(admission), *request,
+                                     response);
 }
 
 grpc::ServerWriteReactor<api::GenerateStreamResponse>* InferenceServiceImpl::GenerateStream(
     grpc::CallbackServerContext* context, const api::GenerateStreamRequest* request) {
-  return GenerateStreamReactor::Start(InfoOf(*context, "GenerateStream"), options_,
-                                      AdmitCall(lifecycle_, metrics_), *request);
+  CallInfo call = InfoOf(*context, "GenerateStream");
+  absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
+  return GenerateStreamReactor::Start(std::move(call), options_, std::move(admission), *request);
 }
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::Tokenize(grpc::CallbackServerContext* context,
                                                          const api::TokenizeRequest* request,
                                                          api::TokenizeResponse* response) {
-  const absl::StatusOr<ActiveCall> call = AdmitCall(lifecycle_, metrics_);
+  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
   return FinishNow(context,
                    call.ok() ? TokenizeText(*request, call->state(), response) : call.status());
 }
@@ -82,7 +83,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::Tokenize(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* InferenceServiceImpl::Detokenize(grpc::CallbackServerContext* context,
                                                            const api::DetokenizeRequest* request,
                                                            api::DetokenizeResponse* response) {
-  const absl::StatusOr<ActiveCall> call = AdmitCall(lifecycle_, metrics_);
+  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
   return FinishNow(context,
                    call.ok() ? DetokenizeIds(*request, call->state(), response) : call.status());
 }

@@ -3,21 +3,17 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include "server/call_admission.h"
 #include "server/generate_call.h"
-#include "server/lifecycle.h"
-#include "server/prometheus_metrics.h"
 #include "tidal/inference/v1/inference.grpc.pb.h"
 
 namespace tidal::server {
 
-// Admits a call, counting those that come too early or too late.
-absl::StatusOr<ActiveCall> AdmitCall(Lifecycle* lifecycle, PrometheusMetrics* metrics);
-
 class InferenceServiceImpl : public inference::v1::InferenceService::CallbackService {
  public:
-  // Both must outlive the service and its calls.
-  InferenceServiceImpl(Lifecycle* lifecycle, PrometheusMetrics* metrics, GenerateOptions options)
-      : lifecycle_(lifecycle), metrics_(metrics), options_(options) {}
+  // `admission` must outlive the service and its calls.
+  InferenceServiceImpl(const CallAdmission* admission, GenerateOptions options)
+      : admission_(admission), options_(options) {}
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
                                      const inference::v1::GenerateRequest* request,
@@ -33,8 +29,7 @@ class InferenceServiceImpl : public inference::v1::InferenceService::CallbackSer
                                        inference::v1::DetokenizeResponse* response) override;
 
  private:
-  Lifecycle* const lifecycle_;
-  PrometheusMetrics* const metrics_;
+  const CallAdmission* const admission_;
   const GenerateOptions options_;
 };
 

@@ -9,12 +9,17 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/backend/status_macros.h"
 #include "engine/engine.h"
 #include "engine/model_loader.h"
+#include "server/access_control.h"
+#include "server/call_admission.h"
+#include "server/client_limits.h"
 #include "server/drain.h"
 #include "server/engine_monitor.h"
 #include "server/grpc_server.h"
@@ -29,6 +34,8 @@
 #include "server/server_config.h"
 #include "server/serving_model_state.h"
 #include "server/signal_watcher.h"
+#include "server/tls_credentials.h"
+#include "server/token_file.h"
 #include "server/version.h"
 
 namespace tidal::server {
@@ -39,17 +46,42 @@ constexpr absl::Duration kLivenessInterval = absl::Seconds(2);
 // Who was aborted and tries again at once shall hear UNAVAILABLE; a closing gRPC server says
 // CANCELLED, which nobody retries. The same again for answers on their way.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(250);
+// A health check names a service, and no more.
+constexpr int64_t kMaxHealthMessageBytes = 4096;
 
-// Both ports, one a line, for whoever started the server with port 0. Appears whole or not at all.
-absl::Status WritePortFile(const std::string& path, int port, int metrics_port) {
+// The ports that are listened on; 0 = none.
+struct Ports {
+  int grpc = 0;
+  int metrics = 0;
+  int health = 0;
+};
+
+// One a line, for whoever started the server with port 0. Appears whole or not at all.
+absl::Status WritePortFile(const std::string& path, const Ports& ports) {
   if (path.empty()) return absl::OkStatus();
   const std::string partial_path = absl::StrCat(path, ".partial");
-  std::ofstream(partial_path) << "listen " << port << "\nmetrics " << metrics_port << "\n";
+  {
+    std::ofstream file(partial_path);
+    file << "listen " << ports.grpc << "\nmetrics " << ports.metrics << "\n";
+    if (ports.health != 0) file << "health " << ports.health << "\n";
+  }
   std::error_code error;
   std::filesystem::rename(partial_path, path, error);
   if (!error) return absl::OkStatus();
   return absl::UnavailableError(
       absl::StrCat("--port_file: cannot write '", path, "': ", error.message()));
+}
+
+void LogPorts(const TransportConfig& config, const Ports& ports) {
+  const char* tls = !config.tls.has_value()              ? "off"
+                    : config.tls->client_ca_file.empty() ? "on"
+                                                         : "mutual";
+  LogFields fields = {{"port", int64_t{ports.grpc}},
+                      {"metrics_port", int64_t{ports.metrics}},
+                      {"tls", std::string(tls)},
+                      {"tokens", std::string(config.auth_token_file.empty() ? "off" : "on")}};
+  if (ports.health != 0) fields.emplace_back("health_port", int64_t{ports.health});
+  Log(LogLevel::info, absl::StrCat("listening on ", config.listen_address), fields);
 }
 
 // Until a signal or a fault: liveness follows the engine's progress.
@@ -70,6 +102,48 @@ void WatchUntilEnd(Lifecycle* lifecycle, const Engine& engine, absl::Duration li
   }
 }
 
+absl::StatusOr<std::unique_ptr<AccessControl>> OpenAccessControl(const TransportConfig& config) {
+  if (config.auth_token_file.empty()) return std::make_unique<AccessControl>();
+  TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<TokenFile> tokens,
+                         TokenFile::Open("auth_token_file", config.auth_token_file,
+                                         config.credential_reload_interval, Clock::Monotonic()));
+  return std::make_unique<AccessControl>(std::move(tokens));
+}
+
+// Null where connections are not to be encrypted.
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> LoadCredentials(
+    const TransportConfig& config) {
+  if (!config.tls.has_value()) return nullptr;
+  return CreateTlsCredentials(*config.tls, config.credential_reload_interval, Clock::Monotonic());
+}
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> StartMainServer(
+    const ServerConfig& config, const std::vector<grpc::Service*>& services,
+    const PrometheusMetrics* metrics) {
+  const TransportConfig& transport = config.transport;
+  TIDAL_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials,
+                         LoadCredentials(transport));
+  return GrpcServer::Start({.listen_address = transport.listen_address,
+                            .credentials = std::move(credentials),
+                            .max_receive_message_bytes = config.max_receive_message_bytes,
+                            .connection = transport.connection,
+                            .has_reflection = transport.auth_token_file.empty()},
+                           services,
+                           std::make_unique<RpcInterceptorFactory>(metrics, ServedMethods()));
+}
+
+// Null without --health_address.
+absl::StatusOr<std::unique_ptr<GrpcServer>> StartHealthServer(const TransportConfig& config,
+                                                              const PrometheusMetrics* metrics) {
+  if (config.health_address.empty()) return nullptr;
+  return GrpcServer::Start({.address_flag = "health_address",
+                            .listen_address = config.health_address,
+                            .max_receive_message_bytes = kMaxHealthMessageBytes,
+                            .connection = config.connection,
+                            .has_reflection = false},
+                           {}, std::make_unique<RpcInterceptorFactory>(metrics, HealthMethods()));
+}
+
 absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   Lifecycle lifecycle;
   const SignalWatcher signals(&lifecycle);
@@ -80,26 +154,33 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
     TIDAL_ASSIGN_OR_RETURN(metrics_endpoint,
                            MetricsEndpoint::Start(config.metrics_address, metrics));
   }
-  const int metrics_port = metrics_endpoint == nullptr ? 0 : metrics_endpoint->port();
 
   // Calls are answered from here on: with UNAVAILABLE, until the model is loaded.
+  TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> access,
+                         OpenAccessControl(config.transport));
+  ClientLimits client_limits(config.transport.client_limits, Clock::Monotonic());
+  const CallAdmission admission(&lifecycle, metrics.get(), access.get(), &client_limits);
   InferenceServiceImpl inference_service(
-      &lifecycle, metrics.get(),
-      {.max_pending_response_bytes = config.max_pending_response_bytes,
-       .log_prompts = config.log_prompts});
-  ModelServiceImpl model_service(&lifecycle, metrics.get());
+      &admission, {.max_pending_response_bytes = config.max_pending_response_bytes,
+                   .log_prompts = config.log_prompts});
+  ModelServiceImpl model_service(&admission);
   EngineMonitor monitor(metrics.get(), &lifecycle);
   ServingModelState model;
   TIDAL_ASSIGN_OR_RETURN(
       const std::unique_ptr<GrpcServer> grpc_server,
-      GrpcServer::Start({.listen_address = config.listen_address,
-                         .max_receive_message_bytes = config.max_receive_message_bytes},
-                        {&inference_service, &model_service},
-                        std::make_unique<RpcInterceptorFactory>(metrics.get())));
-  Health health(grpc_server->health_service());
-  Log(LogLevel::info, absl::StrCat("listening on ", config.listen_address),
-      {{"port", int64_t{grpc_server->port()}}, {"metrics_port", int64_t{metrics_port}}});
-  TIDAL_RETURN_IF_ERROR(WritePortFile(config.port_file, grpc_server->port(), metrics_port));
+      StartMainServer(config, {&inference_service, &model_service}, metrics.get()));
+  TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> health_server,
+                         StartHealthServer(config.transport, metrics.get()));
+  Ports ports = {.grpc = grpc_server->port(),
+                 .metrics = metrics_endpoint == nullptr ? 0 : metrics_endpoint->port()};
+  std::vector<grpc::HealthCheckServiceInterface*> health_services = {grpc_server->health_service()};
+  if (health_server != nullptr) {
+    ports.health = health_server->port();
+    health_services.push_back(health_server->health_service());
+  }
+  Health health(std::move(health_services));
+  LogPorts(config.transport, ports);
+  TIDAL_RETURN_IF_ERROR(WritePortFile(config.port_file, ports));
 
   TIDAL_RETURN_IF_ERROR(model.Load(config, &monitor, metrics.get()));
   lifecycle.Serve(&model.state());
@@ -118,6 +199,7 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   metrics->SetProgressAge(nullptr);
   if (result == DrainResult::kOrderly) lifecycle.WaitForUrgency(kCloseGrace);
   grpc_server->Shutdown(result == DrainResult::kForced ? absl::ZeroDuration() : kCloseGrace);
+  if (health_server != nullptr) health_server->Shutdown(absl::ZeroDuration());
   return result;
 }
 

@@ -1,6 +1,5 @@
 #include "server/model_service.h"
 
-#include "server/inference_service.h"
 #include "server/proto_conversion.h"
 #include "server/status_mapping.h"
 #include "server/version.h"
@@ -54,7 +53,7 @@ api::GetModelInfoResponse DescribeModel(const std::string& name, const ServingMo
 grpc::ServerUnaryReactor* ModelServiceImpl::GetModelInfo(grpc::CallbackServerContext* context,
                                                          const api::GetModelInfoRequest* request,
                                                          api::GetModelInfoResponse* response) {
-  const absl::StatusOr<ActiveCall> call = AdmitCall(lifecycle_, metrics_);
+  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(FillModelInfo(call, *request, response)));
   return reactor;

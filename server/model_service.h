@@ -5,8 +5,7 @@
 
 #include "engine/engine.h"
 #include "engine/model_loader.h"
-#include "server/lifecycle.h"
-#include "server/prometheus_metrics.h"
+#include "server/call_admission.h"
 #include "tidal/inference/v1/model.grpc.pb.h"
 
 namespace tidal::server {
@@ -20,17 +19,15 @@ inference::v1::GetModelInfoResponse DescribeModel(const std::string& name,
 
 class ModelServiceImpl : public inference::v1::ModelService::CallbackService {
  public:
-  // Both must outlive the service and its calls.
-  ModelServiceImpl(Lifecycle* lifecycle, PrometheusMetrics* metrics)
-      : lifecycle_(lifecycle), metrics_(metrics) {}
+  // `admission` must outlive the service and its calls.
+  explicit ModelServiceImpl(const CallAdmission* admission) : admission_(admission) {}
 
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
                                          const inference::v1::GetModelInfoRequest* request,
                                          inference::v1::GetModelInfoResponse* response) override;
 
  private:
-  Lifecycle* const lifecycle_;
-  PrometheusMetrics* const metrics_;
+  const CallAdmission* const admission_;
 };
 
 }  // namespace tidal::server

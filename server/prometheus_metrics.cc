@@ -198,6 +198,9 @@ void PrometheusMetrics::CreateCounters() {
   rejections_ = AddAll<Counter>(rejections, "reason", kRejectionNames);
   refused_loading_ = &rejections.Add({{"reason", "loading"}});
   refused_draining_ = &rejections.Add({{"reason", "draining"}});
+  refused_unauthenticated_ = &rejections.Add({{"reason", "unauthenticated"}});
+  refused_client_requests_ = &rejections.Add({{"reason", "client_requests"}});
+  refused_client_tokens_ = &rejections.Add({{"reason", "client_tokens"}});
   auto& prompt_tokens =
       family("tidal_prompt_tokens_total",
              "Tokens of prefills, by source: computed, computed again after a preemption, or found "
@@ -274,6 +277,11 @@ const PrometheusMetrics::RpcCounters& PrometheusMetrics::rpc_counters(
 
 void PrometheusMetrics::CountRefusal(Phase phase) {
   (phase == Phase::kLoading ? refused_loading_ : refused_draining_)->Increment();
+}
+
+void PrometheusMetrics::CountClientLimit(ClientLimit limit) {
+  (limit == ClientLimit::kRequests ? refused_client_requests_ : refused_client_tokens_)
+      ->Increment();
 }
 
 void PrometheusMetrics::SetMemory(const MemoryUse& memory) {

@@ -22,6 +22,7 @@
 #include "absl/time/time.h"
 #include "engine/backend/backend.h"
 #include "engine/engine_observer.h"
+#include "server/client_limits.h"
 #include "server/lifecycle.h"
 
 namespace tidal::server {
@@ -46,6 +47,9 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
 
   // A call that came in a phase that admits none.
   void CountRefusal(Phase phase);
+  // A call without a valid token, and one beyond its client's limits.
+  void CountUnauthenticated() { refused_unauthenticated_->Increment(); }
+  void CountClientLimit(ClientLimit limit);
   // The engine makes no progress; see ProgressWatch.
   void CountStall() { stalls_->Increment(); }
 
@@ -98,6 +102,9 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   std::array<prometheus::Counter*, kNumRejectionReasons> rejections_;   // by RejectionReason
   prometheus::Counter* refused_loading_;
   prometheus::Counter* refused_draining_;
+  prometheus::Counter* refused_unauthenticated_;
+  prometheus::Counter* refused_client_requests_;
+  prometheus::Counter* refused_client_tokens_;
   prometheus::Counter* computed_prompt_tokens_;
   prometheus::Counter* recomputed_tokens_;
   prometheus::Counter* cached_prompt_tokens_;

@@ -2,8 +2,6 @@
 
 #include <google/protobuf/descriptor.h>
 
-#include <utility>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "server/status_mapping.h"
@@ -51,10 +49,13 @@ void AppendMethods(const google::protobuf::ServiceDescriptor* service,
 
 }  // namespace
 
+std::vector<std::string> HealthMethods() {
+  return {"grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"};
+}
+
 std::vector<std::string> ServedMethods() {
-  std::vector<std::string> methods = {
-      "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch",
-      "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"};
+  std::vector<std::string> methods = HealthMethods();
+  methods.emplace_back("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo");
   AppendMethods(
       inference::v1::GenerateRequest::descriptor()->file()->FindServiceByName("InferenceService"),
       &methods);
@@ -64,9 +65,9 @@ std::vector<std::string> ServedMethods() {
   return methods;
 }
 
-RpcInterceptorFactory::RpcInterceptorFactory(const PrometheusMetrics* metrics) : metrics_(metrics) {
-  for (std::string& method : ServedMethods()) served_methods_.insert(std::move(method));
-}
+RpcInterceptorFactory::RpcInterceptorFactory(const PrometheusMetrics* metrics,
+                                             const std::vector<std::string>& served_methods)
+    : metrics_(metrics), served_methods_(served_methods.begin(), served_methods.end()) {}
 
 grpc::experimental::Interceptor* RpcInterceptorFactory::CreateServerInterceptor(
     grpc::experimental::ServerRpcInfo* rpc) {

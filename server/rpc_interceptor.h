@@ -14,20 +14,24 @@
 
 namespace tidal::server {
 
+// Full names of the health service's methods.
+std::vector<std::string> HealthMethods();
+
 // Full names of all methods that the server offers: ours, health and reflection.
 std::vector<std::string> ServedMethods();
 
 class RpcInterceptorFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  // `metrics` must outlive the server.
-  explicit RpcInterceptorFactory(const PrometheusMetrics* metrics);
+  // `served_methods` are those of the port it is for. `metrics` must outlive the server.
+  RpcInterceptorFactory(const PrometheusMetrics* metrics,
+                        const std::vector<std::string>& served_methods);
 
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* rpc) override;
 
  private:
   const PrometheusMetrics* metrics_;
-  absl::flat_hash_set<std::string> served_methods_;
+  const absl::flat_hash_set<std::string> served_methods_;
 };
 
 }  // namespace tidal::server

@@ -26,8 +26,6 @@ using tidal::server::ByteSize;
 ABSL_FLAG(std::string, model_path, "",
           "Directory of the checkpoint: config.json, weights, tokenizer");
 ABSL_FLAG(std::string, model_name, "", "Name in answers and logs; by default the directory's name");
-ABSL_FLAG(std::string, listen_address, "0.0.0.0:50051",
-          "host:port of gRPC; port 0 takes a free one");
 ABSL_FLAG(std::string, metrics_address, "0.0.0.0:9090",
           "host:port of Prometheus' /metrics; port 0 takes a free one, empty serves none");
 ABSL_FLAG(std::string, port_file, "", "File to write the ports listened on into");
@@ -84,13 +82,6 @@ absl::Status CheckRange(absl::string_view flag, T value, T low, T high) {
       absl::StrCat("--", flag, ": ", value, " is not in [", low, ", ", high, "]"));
 }
 
-absl::Status CheckDuration(absl::string_view flag, absl::Duration value, absl::Duration low) {
-  if (value >= low && value <= absl::Hours(24)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", absl::FormatDuration(value),
-                                                 " is not in [", absl::FormatDuration(low),
-                                                 ", 24h]"));
-}
-
 // One of a flag's words and its meaning.
 template <typename T>
 struct Choice {
@@ -124,18 +115,6 @@ absl::StatusOr<std::optional<std::vector<int32_t>>> ParseLayers(
     layers.push_back(layer);
   }
   return std::make_optional(std::move(layers));
-}
-
-// host:port with a port in 0..65535.
-absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
-  const size_t colon = address.rfind(':');
-  int32_t port = -1;
-  if (colon == absl::string_view::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--", flag, ": '", address, "' is not host:port with a port in [0, 65535]"));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status ReadModelFlags(ModelLoadOptions* model) {
@@ -226,8 +205,7 @@ absl::Status ReadAttentionFlags(AttentionConfig* attention) {
 }
 
 absl::Status ReadServingFlags(ServerConfig* config) {
-  config->listen_address = absl::GetFlag(FLAGS_listen_address);
-  TIDAL_RETURN_IF_ERROR(CheckAddress("listen_address", config->listen_address));
+  TIDAL_ASSIGN_OR_RETURN(config->transport, TransportConfigFromFlags());
   config->metrics_address = absl::GetFlag(FLAGS_metrics_address);
   if (!config->metrics_address.empty()) {
     TIDAL_RETURN_IF_ERROR(CheckAddress("metrics_address", config->metrics_address));
@@ -271,10 +249,13 @@ absl::Status ReadLogFlags(ServerConfig* config) {
   return absl::OkStatus();
 }
 
-// Whether this file defines the flag; the libraries linked define others.
-bool IsOurs(const absl::CommandLineFlag& flag) {
-  return absl::EndsWith(flag.Filename(), "server/server_config.cc");
+bool DefinesOurFlags(absl::string_view file) {
+  return absl::EndsWith(file, "server/server_config.cc") ||
+         absl::EndsWith(file, "server/transport_config.cc");
 }
+
+// Whether the flag is ours; the libraries linked define others.
+bool IsOurs(const absl::CommandLineFlag& flag) { return DefinesOurFlags(flag.Filename()); }
 
 // What --help and --version say. Abseil takes it once a process.
 void SetUsage() {
@@ -284,9 +265,7 @@ void SetUsage() {
       "TIDAL_MODEL_PATH.");
   absl::FlagsUsageConfig usage;
   usage.version_string = [] { return absl::StrCat("tidal-server ", kServerVersion, "\n"); };
-  usage.contains_help_flags = [](absl::string_view file) {
-    return absl::EndsWith(file, "server/server_config.cc");
-  };
+  usage.contains_help_flags = &DefinesOurFlags;
   absl::SetFlagsUsageConfig(usage);
 }
 

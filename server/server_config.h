@@ -12,6 +12,7 @@
 #include "engine/model_loader.h"
 #include "engine/request.h"
 #include "server/logging.h"
+#include "server/transport_config.h"
 
 namespace tidal::server {
 
@@ -22,7 +23,7 @@ struct AttentionConfig {
 };
 
 struct ServerConfig {
-  std::string listen_address;
+  TransportConfig transport;
   std::string metrics_address;  // empty = no metrics endpoint
   std::string port_file;        // empty = none
   std::string model_name;       // empty = the directory's last component

@@ -51,8 +51,9 @@ def api(tmp_path_factory):
 class Server:
     """A tidal-server process on free ports of the loopback address."""
 
-    def __init__(self, api, directory, *flags, model=MODEL, wait=True):
+    def __init__(self, api, directory, *flags, model=MODEL, wait=True, health_port="listen"):
         self._api = api
+        self._health_port = health_port  # the name of the port that is asked without encryption
         self._port_file = directory / "ports"
         self.log_path = directory / "log"
         program = pathlib.Path(os.environ["TIDAL_BIN_DIR"]) / "tidal-server"
@@ -76,7 +77,7 @@ class Server:
 
     @property
     def ports(self):
-        """{"listen": gRPC's port, "metrics": Prometheus' port}."""
+        """{"listen": gRPC's port, "metrics": Prometheus' port, ...}."""
         lines = self._port_file.read_text().splitlines()
         return {name: int(port) for name, port in (line.split() for line in lines)}
 
@@ -91,7 +92,7 @@ class Server:
         return self._api.inference_pb2_grpc.InferenceServiceStub(channel)
 
     def health(self, service=""):
-        with self.channel() as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{self.ports[self._health_port]}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             try:
                 answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)

@@ -32,13 +32,13 @@ Statuses AllOf(bool ready, bool alive) {
 
 TEST(HealthTest, IsAliveButNotReadyAtFirst) {
   RecordingHealthService service;
-  const Health health(&service);
+  const Health health({&service});
   EXPECT_EQ(service.statuses, AllOf(/*ready=*/false, /*alive=*/true));
 }
 
 TEST(HealthTest, TellsReadinessFromLiveness) {
   RecordingHealthService service;
-  Health health(&service);
+  Health health({&service});
   health.SetReady(true);
   EXPECT_EQ(service.statuses, AllOf(/*ready=*/true, /*alive=*/true));
   health.SetAlive(false);

@@ -49,7 +49,7 @@ TEST_F(ServerConfigTest, HasTheDocumentedDefaults) {
   const absl::StatusOr<ServerConfig> config = Parse({"--model_path=/m"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model.model_path, "/m");
-  EXPECT_EQ(config->listen_address, "0.0.0.0:50051");
+  EXPECT_EQ(config->transport.listen_address, "0.0.0.0:50051");
   EXPECT_EQ(config->metrics_address, "0.0.0.0:9090");
   EXPECT_EQ(config->model.device, Device::kAuto);
   EXPECT_EQ(config->model.load_format, LoadFormat::kAuto);
@@ -95,7 +95,7 @@ TEST_F(ServerConfigTest, ReadsEveryFlag) {
                                                      "--log_prompts"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model_name, "n");
-  EXPECT_EQ(config->listen_address, "[::]:1");
+  EXPECT_EQ(config->transport.listen_address, "[::]:1");
   EXPECT_EQ(config->metrics_address, "");
   EXPECT_EQ(config->port_file, "/p");
   EXPECT_EQ(config->model.device, Device::kCpu);

@@ -21,6 +21,15 @@ int32_t NextLetter(const std::vector<int32_t>& history) {
   return 'a' + FakeModelRunner::HashOfHistory(history, 26);
 }
 
+// Null where `path` is empty.
+std::unique_ptr<TokenFile> OpenTokens(const std::string& path) {
+  if (path.empty()) return nullptr;
+  absl::StatusOr<std::unique_ptr<TokenFile>> tokens =
+      TokenFile::Open("auth_token_file", path, absl::Seconds(1), Clock::Monotonic());
+  TIDAL_CHECK(tokens.ok(), "the test's tokens can be read");
+  return *std::move(tokens);
+}
+
 LayerPlan DefaultPlan() { return *LayerPlan::Create(kNumLayers, LayerPlanOptions{}); }
 
 }  // namespace
@@ -33,18 +42,22 @@ TestServer::TestServer(TestServerOptions options)
       metrics_({.methods = ServedMethods()}),
       monitor_(&metrics_, &lifecycle_),
       engine_(options_.engine, plan_, &runner_, &tokenizer_, Clock::Monotonic(), &monitor_),
-      inference_service_(&lifecycle_, &metrics_, options_.generate),
-      model_service_(&lifecycle_, &metrics_) {
+      access_(OpenTokens(options_.auth_token_file)),
+      client_limits_(options_.client_limits, Clock::Monotonic()),
+      admission_(&lifecycle_, &metrics_, &access_, &client_limits_),
+      inference_service_(&admission_, options_.generate),
+      model_service_(&admission_) {
   runner_.set_on_launch([this](const StepBatch&) { return BeforeStep(); });
   if (options_.listens) Listen();
   if (options_.is_loaded) LoadModel();
 }
 
 void TestServer::Listen() {
-  absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(
-      {.listen_address = "127.0.0.1:0",
-       .max_receive_message_bytes = options_.max_receive_message_bytes},
-      {&inference_service_, &model_service_}, std::make_unique<RpcInterceptorFactory>(&metrics_));
+  absl::StatusOr<std::unique_ptr<GrpcServer>> server =
+      GrpcServer::Start({.listen_address = "127.0.0.1:0",
+                         .max_receive_message_bytes = options_.max_receive_message_bytes},
+                        {&inference_service_, &model_service_},
+                        std::make_unique<RpcInterceptorFactory>(&metrics_, ServedMethods()));
   TIDAL_CHECK(server.ok(), "the loopback has a free port");
   grpc_server_ = *std::move(server);
   channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", grpc_server_->port()),

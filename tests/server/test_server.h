@@ -12,6 +12,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "engine/engine.h"
+#include "server/access_control.h"
+#include "server/call_admission.h"
+#include "server/client_limits.h"
 #include "server/engine_monitor.h"
 #include "server/grpc_server.h"
 #include "server/health.h"
@@ -80,6 +83,8 @@ struct TestServerOptions {
   bool is_loaded = true;  // otherwise LoadModel does it
   bool listens = true;    // otherwise there is no gRPC, and no thread of its
   int64_t max_receive_message_bytes = 1 << 20;
+  std::string auth_token_file;  // empty = everybody may call
+  ClientLimitOptions client_limits;
 };
 
 class TestServer {
@@ -127,6 +132,9 @@ class TestServer {
   EngineMonitor monitor_;
   Engine engine_;
   ServingState state_;
+  AccessControl access_;
+  ClientLimits client_limits_;
+  CallAdmission admission_;
   InferenceServiceImpl inference_service_;
   ModelServiceImpl model_service_;
   std::unique_ptr<GrpcServer> grpc_server_;
