@@ -39,7 +39,8 @@ Engine::Engine(EngineOptions options, LayerPlan plan, ModelRunner* runner,
           std::min<int64_t>(options_.max_model_len, int64_t{options_.num_blocks} * kBlockSize))),
       scheduler_({.max_batch_tokens = options_.max_batch_tokens,
                   .max_running_requests = options_.max_running_requests,
-                  .num_blocks = options_.num_blocks}) {
+                  .num_blocks = options_.num_blocks,
+                  .prefix_caching = options_.prefix_caching}) {
   MarkProgress();
   PublishLoad();
 }
@@ -128,6 +129,17 @@ bool Engine::WaitUntilIdle(absl::Duration timeout) {
   return became_idle_.wait_for(lock, absl::ToChronoNanoseconds(timeout), is_idle);
 }
 
+absl::StatusOr<int32_t> Engine::FlushPrefixCache() {
+  std::future<absl::StatusOr<int32_t>> num_dropped_blocks;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!closed_.ok()) return closed_;
+    num_dropped_blocks = inbox_.flushes.emplace_back().get_future();
+    inbox_filled_.notify_one();
+  }
+  return num_dropped_blocks.get();
+}
+
 void Engine::Stop(absl::Status reason) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -165,6 +177,7 @@ void Engine::Run() {
       if (it != sequences_.end()) Fail(it->second.get(), cancellation.reason);
     }
     if (inbox.stop_reason.has_value()) FailAll(*inbox.stop_reason);
+    FlushFor(std::move(inbox.flushes));
     ExpireDeadlines();
     try {
       // After a stop nothing is left to launch, and what computes still is waited for.
@@ -212,6 +225,14 @@ void Engine::Accept(Submission submission) {
   sequences_.emplace(submission.ticket, std::move(sequence));
 }
 
+void Engine::FlushFor(std::vector<Flush> flushes) {
+  for (Flush& flush : flushes) {
+    const int32_t num_dropped_blocks = scheduler_.FlushPrefixCache();
+    PublishLoad();  // before the caller goes on, so that what it sees afterwards is true
+    flush.set_value(num_dropped_blocks);
+  }
+}
+
 void Engine::ExpireDeadlines() {
   const absl::Time now = clock_->Now();
   std::vector<Sequence*> expired;
@@ -244,7 +265,7 @@ absl::StatusOr<bool> Engine::LaunchStep() {
   PublishLoad();
   BuildBatch(plan);
   StepInFlight step = Describe(plan);
-  Scheduler::MarkLaunched(plan);
+  scheduler_.MarkLaunched(plan);
   MarkProgress();
   TIDAL_RETURN_IF_ERROR(runner_->Launch(batch_));
   in_flight_.push_back(std::move(step));
@@ -259,7 +280,8 @@ absl::Status Engine::BindAdmitted(const StepPlan& plan) {
     if (sequence->admission_time == absl::InfinitePast()) {
       sequence->admission_time = clock_->Now();
       sequence->observer->OnStarted(
-          {.num_prompt_tokens = sequence->num_prompt_tokens(), .num_cached_prompt_tokens = 0});
+          {.num_prompt_tokens = sequence->num_prompt_tokens(),
+           .num_cached_prompt_tokens = sequence->num_cached_prompt_tokens});
     }
   }
   return absl::OkStatus();
@@ -269,21 +291,16 @@ void Engine::BuildBatch(const StepPlan& plan) {
   batch_.chunks.clear();
   for (const ScheduledChunk& chunk : plan.chunks) {
     const Sequence& sequence = *chunk.sequence;
-    const AttentionOptions& attention = sequence.request.attention;
-    const int32_t num_context_tokens = sequence.num_computed_tokens + chunk.num_tokens;
-    // Prefill is always full attention, and so is whatever the budget covers whole.
-    const bool runs_full =
-        !chunk.is_decode || num_context_tokens <= attention.selection.token_budget;
     const bool is_read = sequence.num_computed_tokens < sequence.num_tokens();
     batch_.chunks.push_back(
         {.token_ids = is_read ? absl::MakeConstSpan(sequence.token_ids)
                                     .subspan(static_cast<size_t>(sequence.num_computed_tokens),
                                              static_cast<size_t>(chunk.num_tokens))
                               : absl::MakeConstSpan(kUnreadToken),
-         .num_context_tokens = num_context_tokens,
+         .num_context_tokens = sequence.num_computed_tokens + chunk.num_tokens,
          .block_table = sequence.block_table,
-         .mode = runs_full ? AttentionMode::kFull : attention.mode,
-         .selection = attention.selection,
+         .mode = chunk.mode(),
+         .selection = sequence.request.attention.selection,
          .sampler_slot = sequence.sampler_slot,
          .samples = chunk.samples()});
   }
@@ -300,6 +317,13 @@ Engine::StepInFlight Engine::Describe(const StepPlan& plan) const {
     if (chunk.is_decode) continue;
     step.report.num_prefill_tokens += chunk.num_tokens;
     if (chunk.sequence->num_preemptions > 0) step.report.num_recomputed_tokens += chunk.num_tokens;
+  }
+  if (options_.prefix_caching) {
+    for (const Sequence* sequence : plan.admitted) {
+      if (sequence->num_preemptions > 0) continue;
+      step.report.num_queried_tokens += sequence->num_prompt_tokens();
+      step.report.num_cached_tokens += sequence->num_cached_prompt_tokens;
+    }
   }
   step.report.kind = step.report.num_prefill_tokens == 0 ? StepKind::kDecode
                      : has_decodes                       ? StepKind::kMixed
@@ -475,6 +499,7 @@ void Engine::FailAll(const absl::Status& reason) {
     rest = std::exchange(inbox_, Inbox{});
   }
   for (Submission& submission : rest.submissions) Accept(std::move(submission));
+  FlushFor(std::move(rest.flushes));
   while (!sequences_.empty()) Fail(sequences_.begin()->second.get(), reason);
 }
 
@@ -486,6 +511,7 @@ void Engine::PublishLoad() {
            .num_waiting_prompt_tokens =
                scheduler_.num_waiting_prompt_tokens() + inbox_.num_prompt_tokens,
            .num_used_blocks = scheduler_.blocks().num_used_blocks(),
+           .num_cached_blocks = scheduler_.blocks().num_cached_blocks(),
            .num_total_blocks = scheduler_.blocks().num_blocks()};
   observer_->OnLoadChanged(load_);
 }

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,7 @@ struct EngineOptions {
   int32_t max_queued_requests = 0;
   int64_t max_queued_tokens = 0;  // prompt tokens of all waiting requests
   int32_t num_blocks = 0;
+  bool prefix_caching = true;
   std::vector<int32_t> eos_token_ids;
 };
 
@@ -65,6 +67,12 @@ class Engine {
   // Ends a request with `reason` before the next step, wherever it is; its blocks are free then. A
   // ticket that is not live any more is ignored. Any thread.
   void Cancel(RequestTicket ticket, absl::Status reason);
+
+  // Makes the prefix cache forget everything, before the next step; what runs keeps its blocks.
+  // Returns the number of blocks that could be found in it. Waits for the step being computed; any
+  // thread but the engine's, once the engine is started. Refuses as Submit does after Stop and
+  // after a fault.
+  absl::StatusOr<int32_t> FlushPrefixCache();
 
   // Waits until no request is live, or until `timeout`. Any thread but the engine's.
   bool WaitUntilIdle(absl::Duration timeout);
@@ -93,15 +101,19 @@ class Engine {
     RequestTicket ticket;
     absl::Status reason;
   };
+  // Of a caller who waits for the number of dropped blocks.
+  using Flush = std::promise<absl::StatusOr<int32_t>>;
   // What other threads have left for the engine thread.
   struct Inbox {
     std::vector<Submission> submissions;
     int64_t num_prompt_tokens = 0;  // of the submissions
     std::vector<Cancellation> cancellations;
+    std::vector<Flush> flushes;
     std::optional<absl::Status> stop_reason;
 
     bool empty() const {
-      return submissions.empty() && cancellations.empty() && !stop_reason.has_value();
+      return submissions.empty() && cancellations.empty() && flushes.empty() &&
+             !stop_reason.has_value();
     }
   };
   // How a sequence ended well.
@@ -117,6 +129,7 @@ class Engine {
   void Run();
   Inbox TakeInbox();
   void Accept(Submission submission);
+  void FlushFor(std::vector<Flush> flushes);
   void ExpireDeadlines();
 
   // A chunk of a step in flight. Its sequence may end before the step does.

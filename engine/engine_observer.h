@@ -16,7 +16,8 @@ struct EngineLoad {
   int32_t num_running_requests = 0;
   int32_t num_waiting_requests = 0;  // submitted or preempted, not running
   int64_t num_waiting_prompt_tokens = 0;
-  int32_t num_used_blocks = 0;
+  int32_t num_used_blocks = 0;    // held by requests
+  int32_t num_cached_blocks = 0;  // held by none, and found by their contents
   int32_t num_total_blocks = 0;
 };
 
@@ -28,6 +29,10 @@ struct StepReport {
   int32_t num_sequences = 0;
   int32_t num_prefill_tokens = 0;  // the part of it that repeats after a preemption included
   int32_t num_recomputed_tokens = 0;
+  // Prompt tokens of requests that left the queue for the first time, looked up in the prefix cache
+  // and found there.
+  int64_t num_queried_tokens = 0;
+  int64_t num_cached_tokens = 0;
   int32_t num_generated_tokens = 0;
   int64_t num_attended_tokens = 0;   // by decodes, summed over layers
   int64_t num_available_tokens = 0;  // likewise, had they all been full

@@ -16,7 +16,7 @@ namespace tidal {
 
 struct Usage {
   int32_t num_prompt_tokens = 0;
-  int32_t num_cached_prompt_tokens = 0;
+  int32_t num_cached_prompt_tokens = 0;  // of these, found in the prefix cache
   int32_t num_generated_tokens = 0;
   // Positions attended by decode steps, and those there were, summed over steps and layers.
   int64_t num_attended_tokens = 0;

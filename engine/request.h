@@ -31,6 +31,7 @@ struct Request {
   StoppingCriteria stopping;
   AttentionOptions attention;
   bool skip_special_tokens = true;
+  std::string cache_salt;   // prompts share cached blocks only where their salts are equal
   int32_t priority = 0;     // higher leaves the queue first
   absl::Time arrival_time;  // before tokenising, by the engine's clock
   absl::Time deadline = absl::InfiniteFuture();

@@ -1,6 +1,8 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <optional>
+#include <vector>
 
 #include "engine/check.h"
 
@@ -48,8 +50,13 @@ StepPlan Scheduler::PlanStep(bool may_preempt) {
 
 void Scheduler::MarkLaunched(const StepPlan& plan) {
   for (const ScheduledChunk& chunk : plan.chunks) {
-    if (chunk.samples()) ++chunk.sequence->num_unread_tokens;
-    chunk.sequence->num_computed_tokens += chunk.num_tokens;
+    Sequence& sequence = *chunk.sequence;
+    const bool is_exact = sequence.num_exact_tokens == sequence.num_computed_tokens &&
+                          chunk.mode() == AttentionMode::kFull;
+    if (is_exact) sequence.num_exact_tokens += chunk.num_tokens;
+    if (chunk.samples()) ++sequence.num_unread_tokens;
+    sequence.num_computed_tokens += chunk.num_tokens;
+    OfferBlocks(&sequence);
   }
 }
 
@@ -103,12 +110,24 @@ bool Scheduler::ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan
 
 bool Scheduler::TryAdmit(Sequence* sequence) {
   if (num_running() == options_.max_running_requests) return false;
-  // Each running sequence keeps a block to grow into, or admitting one would soon preempt it again.
-  const int32_t num_blocks_needed = NumBlocksFor(sequence->num_tokens());
-  if (num_running() > 0 && blocks_.num_free_blocks() < num_blocks_needed + num_running()) {
-    return false;
+  // At least one token is computed, or nothing would be drawn.
+  absl::Span<const BlockHash> prefix;
+  if (options_.prefix_caching) {
+    HashFullBlocks(sequence);
+    prefix = absl::MakeConstSpan(sequence->block_hashes)
+                 .first(static_cast<size_t>((sequence->num_prefill_tokens() - 1) / kBlockSize));
   }
-  if (!blocks_.Allocate(num_blocks_needed, &sequence->block_table)) return false;
+  // Each running sequence keeps a block to grow into, or admitting one would soon preempt it again.
+  const std::optional<int32_t> num_cached_blocks =
+      blocks_.AllocateAfterPrefix(prefix, NumBlocksFor(sequence->num_tokens()),
+                                  /*num_spare=*/num_running(), &sequence->block_table);
+  if (!num_cached_blocks.has_value()) return false;
+  sequence->num_offered_blocks = *num_cached_blocks;
+  sequence->num_computed_tokens = *num_cached_blocks * kBlockSize;
+  sequence->num_exact_tokens = sequence->num_computed_tokens;
+  if (sequence->num_preemptions == 0) {
+    sequence->num_cached_prompt_tokens = sequence->num_computed_tokens;
+  }
   sequence->sampler_slot = free_sampler_slots_.back();
   free_sampler_slots_.pop_back();
   return true;
@@ -118,6 +137,7 @@ void Scheduler::Preempt(Sequence* sequence, StepPlan* plan) {
   running_.erase(sequence);
   ReleaseResources(sequence);
   sequence->num_computed_tokens = 0;
+  sequence->num_exact_tokens = 0;
   ++sequence->num_preemptions;
   Enqueue(sequence);
   plan->preempted.push_back(sequence);
@@ -131,9 +151,37 @@ void Scheduler::AddPrefillChunk(Sequence* sequence, StepPlan* plan) {
 }
 
 void Scheduler::ReleaseResources(Sequence* sequence) {
+  OfferBlocks(sequence);
   blocks_.Release(&sequence->block_table);
+  sequence->num_offered_blocks = 0;
   free_sampler_slots_.push_back(sequence->sampler_slot);
   sequence->sampler_slot = -1;
+}
+
+void Scheduler::HashFullBlocks(Sequence* sequence) const {
+  std::vector<BlockHash>& hashes = sequence->block_hashes;
+  const auto num_full_blocks = static_cast<size_t>(sequence->num_tokens() / kBlockSize);
+  hashes.reserve(num_full_blocks);
+  while (hashes.size() < num_full_blocks) {
+    const BlockHash parent =
+        hashes.empty() ? hasher_.Root(sequence->request.cache_salt) : hashes.back();
+    hashes.push_back(hasher_.Next(
+        parent,
+        absl::MakeConstSpan(sequence->token_ids).subspan(hashes.size() * kBlockSize, kBlockSize)));
+  }
+}
+
+void Scheduler::OfferBlocks(Sequence* sequence) {
+  if (!options_.prefix_caching) return;
+  // Tokens that are drawn but not yet read have no hash.
+  const int32_t num_blocks =
+      std::min(sequence->num_exact_tokens, sequence->num_tokens()) / kBlockSize;
+  if (sequence->num_offered_blocks >= num_blocks) return;
+  HashFullBlocks(sequence);
+  for (; sequence->num_offered_blocks < num_blocks; ++sequence->num_offered_blocks) {
+    const auto index = static_cast<size_t>(sequence->num_offered_blocks);
+    blocks_.Offer(sequence->block_table[index], sequence->block_hashes[index]);
+  }
 }
 
 }  // namespace tidal

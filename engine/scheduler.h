@@ -1,6 +1,6 @@
 // Decides what each step computes: every running sequence's decode first, then chunks of prompts,
 // then, where room is left, sequences from the queue. Owns the queue, the running batch, the
-// sampler slots and the blocks. Engine thread only.
+// sampler slots, the blocks and the prefix cache. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/block_manager.h"
+#include "engine/prefix_hash.h"
 #include "engine/sequence.h"
 
 namespace tidal {
@@ -16,12 +17,21 @@ struct SchedulerOptions {
   int32_t max_batch_tokens = 0;      // tokens a step
   int32_t max_running_requests = 0;  // at most max_batch_tokens, so that every decode has its place
   int32_t num_blocks = 0;
+  bool prefix_caching = true;
 };
 
 struct ScheduledChunk {
   Sequence* sequence;
   int32_t num_tokens;  // from sequence->num_computed_tokens on
   bool is_decode;      // of a generated token; otherwise prefill
+
+  // Prefill is always full attention, and so is whatever the budget covers whole.
+  AttentionMode mode() const {
+    const AttentionOptions& attention = sequence->request.attention;
+    const int32_t num_context_tokens = sequence->num_computed_tokens + num_tokens;
+    const bool runs_full = !is_decode || num_context_tokens <= attention.selection.token_budget;
+    return runs_full ? AttentionMode::kFull : attention.mode;
+  }
 
   // Whether the chunk's last token is the sequence's last, so that a new one is drawn.
   bool samples() const {
@@ -53,8 +63,12 @@ class Scheduler {
   // sequence alone always fits, as the engine refuses those that never would.
   StepPlan PlanStep(bool may_preempt = true);
 
-  // The step is launched: its chunks' tokens count as computed, and those it draws as drawn.
-  static void MarkLaunched(const StepPlan& plan);
+  // The step is launched: its chunks' tokens count as computed, and those it draws as drawn. Blocks
+  // that are full now can be found by later sequences: their steps come after this one.
+  void MarkLaunched(const StepPlan& plan);
+
+  // Empties the prefix cache; returns the number of blocks that could be found in it.
+  int32_t FlushPrefixCache() { return blocks_.FlushCache(); }
 
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
@@ -85,7 +99,13 @@ class Scheduler {
   void AddPrefillChunk(Sequence* sequence, StepPlan* plan);
   void ReleaseResources(Sequence* sequence);
 
+  // Makes block_hashes reach as far as the sequence's tokens fill blocks.
+  void HashFullBlocks(Sequence* sequence) const;
+  // Lets others find the sequence's blocks that are full, and exact.
+  void OfferBlocks(Sequence* sequence);
+
   const SchedulerOptions options_;
+  const PrefixHasher hasher_;
   BlockManager blocks_;
   Queue waiting_;
   Queue running_;

@@ -9,7 +9,7 @@ RequestStage Sequence::stage() const {
 
 Usage Sequence::usage() const {
   return {.num_prompt_tokens = num_prompt_tokens(),
-          .num_cached_prompt_tokens = 0,
+          .num_cached_prompt_tokens = num_cached_prompt_tokens,
           .num_generated_tokens = num_generated_tokens(),
           .num_attended_tokens = num_attended_tokens,
           .num_available_tokens = num_available_tokens,

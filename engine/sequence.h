@@ -12,6 +12,7 @@
 #include "engine/engine_observer.h"
 #include "engine/generation_observer.h"
 #include "engine/output_text.h"
+#include "engine/prefix_hash.h"
 #include "engine/request.h"
 
 namespace tidal {
@@ -70,9 +71,14 @@ struct Sequence {
   // Tokens whose K and V are in the cache once the steps launched so far have run; less than
   // num_tokens_ahead().
   int32_t num_computed_tokens = 0;
-  int32_t num_unread_tokens = 0;     // drawn by steps that are in flight
+  int32_t num_unread_tokens = 0;  // drawn by steps that are in flight
+  // The leading ones of these whose K and V full attention has written, so that they depend on
+  // nothing but the tokens. Those after a token that was decoded with sparse attention do not.
+  int32_t num_exact_tokens = 0;
   std::vector<int32_t> block_table;  // blocks held; empty while waiting
-  int32_t sampler_slot = -1;         // -1 while waiting
+  int32_t num_offered_blocks = 0;    // leading ones of these that came from the cache or went there
+  std::vector<BlockHash> block_hashes;  // of leading full blocks of token_ids; made when needed
+  int32_t sampler_slot = -1;            // -1 while waiting
 
   absl::Time admission_time = absl::InfinitePast();  // first time out of the queue
   absl::Time first_token_time = absl::InfinitePast();
@@ -80,6 +86,7 @@ struct Sequence {
   int64_t num_attended_tokens = 0;
   int64_t num_available_tokens = 0;
   int32_t num_preemptions = 0;
+  int32_t num_cached_prompt_tokens = 0;  // found in the cache at the first admission
 };
 
 }  // namespace tidal

@@ -29,7 +29,8 @@ struct SequenceChunk {
   Selection selection = {};
   // The sequence's sampler (Backend::BindSampler), 0..max_batch_sequences - 1; no two chunks of a
   // step share one. From one BindSampler of a slot to the next, the blocks of positions before a
-  // chunk are those that earlier chunks of the slot named: a backend may keep them.
+  // chunk are those that earlier chunks of the slot named: a backend may keep them. The first chunk
+  // after BindSampler may begin behind blocks that other slots have written, and still read.
   int32_t sampler_slot = 0;
   // Whether the last token's logits are computed and a token is drawn.
   bool samples = false;

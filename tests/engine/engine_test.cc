@@ -171,6 +171,64 @@ TEST_P(EngineTest, PreemptionChangesNoTokens) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
+TEST_P(EngineTest, ASecondQuestionComputesOnlyWhatIsNotCached) {
+  engine_->Start();
+  Request first = MakeRequest(100, 4);
+  SubmitOk(first)->WaitForEnd();
+  Request second = MakeRequest(10, 4);
+  second.prompt_token_ids.insert(second.prompt_token_ids.begin(), first.prompt_token_ids.begin(),
+                                 first.prompt_token_ids.begin() + 90);
+  const auto generation = SubmitOk(second);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->token_ids(), ExpectedTokens(second.prompt_token_ids, 4));
+  EXPECT_EQ(generation->started()->num_cached_prompt_tokens, 80);
+  EXPECT_EQ(generation->finished()->usage.num_cached_prompt_tokens, 80);
+  EXPECT_THAT(generation->progress(), ElementsAre(100));
+  int64_t num_queried = 0;
+  int64_t num_cached = 0;
+  int32_t num_prefilled = 0;
+  for (const StepReport& step : observer_.steps()) {
+    num_queried += step.num_queried_tokens;
+    num_cached += step.num_cached_tokens;
+    num_prefilled += step.num_prefill_tokens;
+  }
+  EXPECT_EQ(num_queried, 200);
+  EXPECT_EQ(num_cached, 80);
+  EXPECT_EQ(num_prefilled, 120);
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+  EXPECT_GT(engine_->load().num_cached_blocks, 0);
+}
+
+TEST_P(EngineTest, AFlushedPrefixIsComputedAgain) {
+  engine_->Start();
+  const Request request = MakeRequest(100, 4);
+  SubmitOk(request)->WaitForEnd();
+  const auto num_dropped_blocks = engine_->FlushPrefixCache();
+  ASSERT_TRUE(num_dropped_blocks.ok()) << num_dropped_blocks.status();
+  EXPECT_EQ(*num_dropped_blocks, 6);
+  EXPECT_EQ(engine_->load().num_cached_blocks, 0);
+  const auto again = SubmitOk(request);
+  again->WaitForEnd();
+  EXPECT_EQ(again->finished()->usage.num_cached_prompt_tokens, 0);
+}
+
+TEST_P(EngineTest, AFlushLeavesWhatRunsAlone) {
+  engine_->Start();
+  const Request request = MakeRequest(100, 300);
+  const auto generation = SubmitOk(request);
+  generation->WaitForTokens(20);
+  EXPECT_GE(engine_->FlushPrefixCache().value_or(0), 6);
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->token_ids(), ExpectedTokens(request.prompt_token_ids, 300));
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_P(EngineTest, RefusesAFlushAfterTheEnd) {
+  engine_->Start();
+  engine_->Stop(absl::UnavailableError("shutting down"));
+  EXPECT_EQ(engine_->FlushPrefixCache().status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_P(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
   next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : kEos; };
   engine_->Start();
@@ -520,7 +578,8 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
       for (int i = 0; i < 100; ++i) {
         Request request;
         request.id = absl::StrCat(thread, "-", i);
-        request.prompt_token_ids.assign(1 + random() % 100, static_cast<int32_t>(random() % 256));
+        // Of few kinds, so that many find others' blocks.
+        request.prompt_token_ids.assign(1 + random() % 100, static_cast<int32_t>(random() % 4));
         request.stopping.max_new_tokens = static_cast<int32_t>(1 + random() % 90);
         request.arrival_time = clock_.Now();
         const auto expected =
@@ -532,6 +591,9 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
         if (cancels) {
           if (random() % 2 == 0) observer->WaitForTokens(1);
           engine_->Cancel(*ticket, absl::CancelledError("gone"));
+        }
+        if (random() % 50 == 0) {
+          EXPECT_TRUE(engine_->FlushPrefixCache().ok());
         }
         observer->WaitForEnd();
         EXPECT_EQ(observer->num_endings(), 1);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,12 +22,14 @@ struct Conditions {
   int32_t num_blocks = 512;
   int num_neighbours = 0;
   int32_t num_threads = 2;
+  std::optional<Request> earlier = std::nullopt;  // runs to its end first
 };
 
 struct Outcome {
   std::vector<int32_t> token_ids;
   std::vector<float> logprobs;
   int32_t num_preemptions = 0;
+  int32_t num_cached_prompt_tokens = 0;
 };
 
 Request MakeRequest(int index, int32_t num_prompt_tokens, int32_t max_new_tokens) {
@@ -61,6 +64,12 @@ Outcome RunUnder(const Conditions& conditions, const Request& request) {
                  .num_blocks = conditions.num_blocks,
                  .eos_token_ids = {}},
                 model.plan, model.runner.get(), nullptr, Clock::Monotonic(), &engine_observer);
+  if (conditions.earlier.has_value()) {
+    const auto earlier = std::make_shared<RecordingGenerationObserver>();
+    EXPECT_TRUE(engine.Submit(*conditions.earlier, earlier).ok());
+    engine.Start();
+    earlier->WaitForEnd();
+  }
   std::vector<std::shared_ptr<RecordingGenerationObserver>> generations;
   for (int i = 0; i <= conditions.num_neighbours; ++i) {
     const bool is_neighbour = i < conditions.num_neighbours;
@@ -69,11 +78,12 @@ Outcome RunUnder(const Conditions& conditions, const Request& request) {
         is_neighbour ? MakeRequest(100 + i, 20 + 31 * i, 60) : request, generations.back());
     EXPECT_TRUE(ticket.ok()) << ticket.status();
   }
-  engine.Start();
+  if (!conditions.earlier.has_value()) engine.Start();
   for (const auto& generation : generations) generation->WaitForEnd();
   EXPECT_TRUE(generations.back()->finished().has_value());
   return {generations.back()->token_ids(), generations.back()->logprobs(),
-          generations.back()->finished()->usage.num_preemptions};
+          generations.back()->finished()->usage.num_preemptions,
+          generations.back()->finished()->usage.num_cached_prompt_tokens};
 }
 
 const std::vector<Conditions>& AllConditions() {
@@ -123,6 +133,37 @@ INSTANTIATE_TEST_SUITE_P(Modes, InvarianceTest,
                          [](const auto& test) {
                            return test.param == AttentionMode::kFull ? "Full" : "Tidal";
                          });
+
+// Another question about a document finds the document's blocks in the cache.
+TEST_P(InvarianceTest, ACachedPrefixChangesNoTokens) {
+  Request subject = MakeSubject(0.8f);
+  subject.sampling.return_logprobs = true;
+  const Outcome alone = RunUnder({.name = "alone"}, subject);
+  EXPECT_EQ(alone.num_cached_prompt_tokens, 0);
+  Request earlier = subject;
+  earlier.id = "earlier";
+  earlier.prompt_token_ids.resize(100);
+  earlier.prompt_token_ids.push_back(3);
+  const Outcome later = RunUnder({.name = "after another question", .earlier = earlier}, subject);
+  EXPECT_EQ(later.num_cached_prompt_tokens, 96);
+  EXPECT_EQ(later.token_ids, alone.token_ids);
+  EXPECT_EQ(later.logprobs, alone.logprobs) << "to the last bit";
+}
+
+// What was decoded may be cached where attention was full, and only there.
+TEST_P(InvarianceTest, ACachedOutputChangesNoTokens) {
+  Request earlier = MakeSubject(0.8f);
+  earlier.id = "earlier";
+  const Outcome first = RunUnder({.name = "alone"}, earlier);
+  Request subject = earlier;
+  subject.id = "subject";
+  subject.prompt_token_ids.insert(subject.prompt_token_ids.end(), first.token_ids.begin(),
+                                  first.token_ids.end());
+  const Outcome alone = RunUnder({.name = "alone"}, subject);
+  const Outcome later = RunUnder({.name = "after its first half", .earlier = earlier}, subject);
+  EXPECT_EQ(later.num_cached_prompt_tokens, GetParam() == AttentionMode::kFull ? 208 : 144);
+  EXPECT_EQ(later.token_ids, alone.token_ids);
+}
 
 // With full attention a recomputed K and V is what decoding wrote; with sparse attention it is by
 // design the exact one instead, so only full attention promises the same tokens.

@@ -3,11 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "tests/engine/random_walk.h"
 #include "tests/engine/recording_observer.h"
 
 namespace tidal {
@@ -18,10 +21,23 @@ using ::testing::ElementsAre;
 // Makes sequences and plays the part of the engine: whatever samples gets a token.
 class SchedulerTest : public ::testing::Test {
  protected:
+  // A prompt unlike any other's.
   Sequence* AddSequence(Scheduler* scheduler, int32_t num_prompt_tokens, int32_t priority = 0) {
+    const auto token_id = static_cast<int32_t>(1000 + last_ticket_);
+    return AddSequence(scheduler,
+                       std::vector<int32_t>(static_cast<size_t>(num_prompt_tokens), token_id),
+                       priority);
+  }
+
+  Sequence* AddSequence(Scheduler* scheduler, std::vector<int32_t> prompt_token_ids,
+                        int32_t priority = 0) {
     Request request;
-    request.prompt_token_ids.assign(static_cast<size_t>(num_prompt_tokens), 1);
+    request.prompt_token_ids = std::move(prompt_token_ids);
     request.priority = priority;
+    return AddSequence(scheduler, std::move(request));
+  }
+
+  Sequence* AddSequence(Scheduler* scheduler, Request request) {
     request.stopping.max_new_tokens = 1 << 20;
     sequences_.push_back(std::make_unique<Sequence>(++last_ticket_, std::move(request),
                                                     std::make_shared<RecordingGenerationObserver>(),
@@ -30,13 +46,18 @@ class SchedulerTest : public ::testing::Test {
     return sequences_.back().get();
   }
 
+  // The sequence is not looked at any more.
+  void Forget(const Sequence* sequence) {
+    std::erase_if(sequences_, [&](const auto& owned) { return owned.get() == sequence; });
+  }
+
   static StepPlan Step(Scheduler* scheduler) {
     StepPlan plan = scheduler->PlanStep();
     std::vector<Sequence*> sampling;
     for (const ScheduledChunk& chunk : plan.chunks) {
       if (chunk.samples()) sampling.push_back(chunk.sequence);
     }
-    Scheduler::MarkLaunched(plan);
+    scheduler->MarkLaunched(plan);
     for (Sequence* sequence : sampling) sequence->AppendToken(2);
     return plan;
   }
@@ -117,7 +138,10 @@ TEST_F(SchedulerTest, PreemptsNewestSequenceWhenBlocksRunOut) {
 }
 
 TEST_F(SchedulerTest, RecomputesThePreemptedUpToItsLastTokenThenDecodesThat) {
-  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 5});
+  Scheduler scheduler({.max_batch_tokens = 64,
+                       .max_running_requests = 4,
+                       .num_blocks = 5,
+                       .prefix_caching = false});
   Sequence* oldest = AddSequence(&scheduler, 30);
   Sequence* newest = AddSequence(&scheduler, 14);
   while (newest->num_preemptions == 0) Step(&scheduler);
@@ -144,8 +168,118 @@ TEST_F(SchedulerTest, NobodyOvertakesALongPromptThatWaitsForBlocks) {
   EXPECT_EQ(Step(&scheduler).admitted[0], long_one);
 }
 
+std::vector<int32_t> CountingTokens(int32_t count) {
+  std::vector<int32_t> token_ids;
+  for (int32_t i = 0; i < count; ++i) token_ids.push_back(i);
+  return token_ids;
+}
+
+TEST_F(SchedulerTest, ASecondPromptComputesOnlyWhatIsNotCached) {
+  Scheduler scheduler({.max_batch_tokens = 256, .max_running_requests = 4, .num_blocks = 64});
+  const std::vector<int32_t> document = CountingTokens(100);
+  Sequence* first = AddSequence(&scheduler, document);
+  EXPECT_THAT(ChunkSizes(Step(&scheduler)), ElementsAre(100));
+  std::vector<int32_t> question = document;
+  question.push_back(7);
+  Sequence* second = AddSequence(&scheduler, question);
+  EXPECT_THAT(ChunkSizes(Step(&scheduler)), ElementsAre(1, 101 - 96)) << "six full blocks";
+  EXPECT_EQ(second->num_cached_prompt_tokens, 96);
+  EXPECT_EQ(second->block_table[5], first->block_table[5]);
+  EXPECT_NE(second->block_table[6], first->block_table[6]) << "never a partial block";
+  scheduler.Remove(first);
+  scheduler.Remove(second);
+  Sequence* third = AddSequence(&scheduler, question);
+  EXPECT_THAT(ChunkSizes(Step(&scheduler)), ElementsAre(5));
+  EXPECT_EQ(third->num_cached_prompt_tokens, 96) << "also after the others have ended";
+}
+
+TEST_F(SchedulerTest, ComputesAtLeastOneTokenOfAPromptThatIsCachedWhole) {
+  Scheduler scheduler({.max_batch_tokens = 256, .max_running_requests = 4, .num_blocks = 64});
+  AddSequence(&scheduler, CountingTokens(64));
+  Step(&scheduler);
+  Sequence* second = AddSequence(&scheduler, CountingTokens(64));
+  const StepPlan plan = Step(&scheduler);
+  EXPECT_THAT(ChunkSizes(plan), ElementsAre(1, 16));
+  EXPECT_EQ(second->num_generated_tokens(), 1);
+}
+
+TEST_F(SchedulerTest, FindsBlocksOfAPromptWhileItIsStillBeingComputed) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 64});
+  AddSequence(&scheduler, CountingTokens(64 + 40));
+  Step(&scheduler);
+  Sequence* second = AddSequence(&scheduler, CountingTokens(64 + 8));
+  Step(&scheduler);
+  EXPECT_EQ(second->num_cached_prompt_tokens, 64);
+}
+
+TEST_F(SchedulerTest, PromptsOfDifferentSaltsShareNothing) {
+  Scheduler scheduler({.max_batch_tokens = 256, .max_running_requests = 4, .num_blocks = 64});
+  for (const char* salt : {"one tenant", "another"}) {
+    Request request;
+    request.prompt_token_ids = CountingTokens(64);
+    request.cache_salt = salt;
+    Sequence* sequence = AddSequence(&scheduler, std::move(request));
+    Step(&scheduler);
+    EXPECT_EQ(sequence->num_cached_prompt_tokens, 0) << salt;
+  }
+}
+
+TEST_F(SchedulerTest, SharesNothingWherePrefixCachingIsOff) {
+  Scheduler scheduler({.max_batch_tokens = 256,
+                       .max_running_requests = 4,
+                       .num_blocks = 64,
+                       .prefix_caching = false});
+  for (int i = 0; i < 2; ++i) {
+    Sequence* sequence = AddSequence(&scheduler, CountingTokens(64));
+    Step(&scheduler);
+    EXPECT_EQ(sequence->num_cached_prompt_tokens, 0);
+    scheduler.Remove(sequence);
+    EXPECT_EQ(scheduler.blocks().num_free_blocks(), 64);
+  }
+}
+
+// Runs a sequence for `num_steps`; returns how many of its tokens' blocks are cached afterwards.
+int32_t NumCachedTokensAfter(Scheduler* scheduler, Sequence* sequence, int num_steps,
+                             const std::function<StepPlan(Scheduler*)>& step) {
+  for (int i = 0; i < num_steps; ++i) step(scheduler);
+  scheduler->Remove(sequence);
+  return scheduler->blocks().num_cached_blocks() * kBlockSize;
+}
+
+TEST_F(SchedulerTest, OffersWhatFullAttentionHasDecoded) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 64});
+  Sequence* sequence = AddSequence(&scheduler, CountingTokens(40));
+  // 40 prompt tokens and 60 decoded ones are computed.
+  EXPECT_EQ(NumCachedTokensAfter(&scheduler, sequence, 61, Step), 96);
+}
+
+TEST_F(SchedulerTest, NeverOffersABlockWithATokenThatSparseAttentionHasDecoded) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 64});
+  Request request;
+  request.prompt_token_ids = CountingTokens(40);
+  request.attention = {.mode = AttentionMode::kTidal, .selection = {.token_budget = 50}};
+  Sequence* sequence = AddSequence(&scheduler, std::move(request));
+  // Up to 50 tokens of context the budget covers all: full attention. Later blocks are polluted,
+  // and so is what would be decoded by full attention after them.
+  EXPECT_EQ(NumCachedTokensAfter(&scheduler, sequence, 61, Step), 48);
+}
+
+TEST_F(SchedulerTest, ThePreemptedFindTheirOwnBlocksAgain) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 6});
+  Sequence* oldest = AddSequence(&scheduler, 16);
+  Sequence* newest = AddSequence(&scheduler, 40);
+  while (newest->num_preemptions == 0) Step(&scheduler);
+  const int32_t num_tokens = newest->num_tokens();
+  scheduler.Remove(oldest);
+  const StepPlan plan = Step(&scheduler);
+  ASSERT_THAT(plan.admitted, ElementsAre(newest));
+  EXPECT_LT(plan.chunks[0].num_tokens, 16 + 16);
+  EXPECT_EQ(newest->num_computed_tokens, num_tokens - 1);
+  EXPECT_EQ(newest->num_cached_prompt_tokens, 0) << "a request's usage tells of its first prefill";
+}
+
 // Random arrivals, ends and aborts: the books balance, the step's limits hold, and everybody gets
-// on.
+// on. Prompts are beginnings of few documents, so that many are cached.
 TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
   constexpr SchedulerOptions kOptions{
       .max_batch_tokens = 24, .max_running_requests = 6, .num_blocks = 20};
@@ -155,11 +289,15 @@ TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
   std::map<RequestTicket, int32_t> num_wanted;
   int num_preemptions = 0;
   int num_ended = 0;
-  for (int step = 0; step < 50'000; ++step) {
+  int64_t num_cached_tokens = 0;
+  const int64_t num_steps = NumRandomWalkSteps(50'000);
+  for (int64_t step = 0; step < num_steps; ++step) {
     if (live.size() < 12 && random() % 2 == 0) {
       const auto num_prompt_tokens = static_cast<int32_t>(1 + random() % 100);
+      std::vector<int32_t> prompt = CountingTokens(num_prompt_tokens);
+      prompt[0] = static_cast<int32_t>(random() % 4);
       Sequence* sequence =
-          AddSequence(&scheduler, num_prompt_tokens, static_cast<int32_t>(random() % 3));
+          AddSequence(&scheduler, std::move(prompt), static_cast<int32_t>(random() % 3));
       live[sequence->ticket] = sequence;
       num_wanted[sequence->ticket] =
           static_cast<int32_t>(1 + random() % static_cast<uint32_t>(320 - num_prompt_tokens));
@@ -171,18 +309,25 @@ TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
     ASSERT_LE(num_tokens, kOptions.max_batch_tokens);
     ASSERT_LE(scheduler.num_running(), kOptions.max_running_requests);
     ASSERT_EQ(plan.chunks.empty(), live.empty());
-    int32_t num_held_blocks = 0;
+    std::map<int32_t, int32_t> num_holders;
     for (const auto& [ticket, sequence] : live) {
-      num_held_blocks += static_cast<int32_t>(sequence->block_table.size());
+      for (const int32_t block : sequence->block_table) ++num_holders[block];
       ASSERT_LE(NumBlocksFor(sequence->num_computed_tokens),
                 static_cast<int32_t>(sequence->block_table.size()));
     }
-    ASSERT_EQ(scheduler.blocks().num_used_blocks(), num_held_blocks);
+    ASSERT_EQ(scheduler.blocks().num_used_blocks(), static_cast<int32_t>(num_holders.size()));
+    for (const auto& [block, count] : num_holders) {
+      ASSERT_EQ(scheduler.blocks().num_references(block), count);
+    }
+    for (const Sequence* sequence : plan.admitted) {
+      num_cached_tokens += sequence->num_cached_prompt_tokens;
+    }
     for (auto it = live.begin(); it != live.end();) {
       const bool is_done = it->second->num_generated_tokens() >= num_wanted[it->first];
       if (is_done || random() % 200 == 0) {
         scheduler.Remove(it->second);
         num_ended += is_done ? 1 : 0;
+        Forget(it->second);
         it = live.erase(it);
       } else {
         ++it;
@@ -194,6 +339,7 @@ TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
   EXPECT_EQ(scheduler.num_waiting_prompt_tokens(), 0);
   EXPECT_GT(num_preemptions, 100);
   EXPECT_GT(num_ended, 100);
+  EXPECT_GT(num_cached_tokens, 1000);
 }
 
 }  // namespace
