@@ -135,6 +135,7 @@ void GenerateCall::LogEnd() const {
                                             static_cast<double>(usage.num_available_tokens);
     fields.insert(fields.end(), {{"finish_reason", FinishReasonName(finished_->reason)},
                                  {"prompt_tokens", int64_t{usage.num_prompt_tokens}},
+                                 {"cached_tokens", int64_t{usage.num_cached_prompt_tokens}},
                                  {"generated_tokens", int64_t{usage.num_generated_tokens}},
                                  {"queue_ms", Milliseconds(timings.queue)},
                                  {"prefill_ms", Milliseconds(timings.prefill)},

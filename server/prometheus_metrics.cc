@@ -146,14 +146,18 @@ void PrometheusMetrics::CreateGauges() {
   requests_waiting_ = gauge("tidal_requests_waiting", "Requests waiting to be computed.");
   waiting_prompt_tokens_ =
       gauge("tidal_waiting_prompt_tokens", "Prompt tokens of all waiting requests.");
-  kv_cache_usage_ = gauge("tidal_kv_cache_usage_ratio", "Used share of the KV cache, 0 to 1.");
+  kv_cache_usage_ =
+      gauge("tidal_kv_cache_usage_ratio", "Share of the KV cache that requests hold, 0 to 1.");
   last_progress_ = gauge("tidal_engine_last_progress_timestamp_seconds",
                          "When the engine last began or ended a step, or found nothing to do.");
   auto& blocks = BuildGauge()
                      .Name("tidal_kv_blocks")
-                     .Help("Blocks of the KV cache, by state.")
+                     .Help(
+                         "Blocks of the KV cache, by state: used by requests, cached for later "
+                         "ones until they are needed, or free.")
                      .Register(registry_);
   used_blocks_ = &blocks.Add({{"state", "used"}});
+  cached_blocks_ = &blocks.Add({{"state", "cached"}});
   free_blocks_ = &blocks.Add({{"state", "free"}});
   auto& memory = BuildGauge()
                      .Name("tidal_memory_bytes")
@@ -208,6 +212,12 @@ void PrometheusMetrics::CreateCounters() {
   computed_prompt_tokens_ = &prompt_tokens.Add({{"source", "computed"}});
   recomputed_tokens_ = &prompt_tokens.Add({{"source", "recomputed"}});
   cached_prompt_tokens_ = &prompt_tokens.Add({{"source", "cached"}});
+  cache_queried_tokens_ = &family("tidal_prefix_cache_queried_tokens_total",
+                                  "Prompt tokens that were looked up in the prefix cache.")
+                               .Add({});
+  cache_hit_tokens_ = &family("tidal_prefix_cache_hit_tokens_total",
+                              "Prompt tokens that were found in the prefix cache.")
+                           .Add({});
   generation_tokens_ = &family("tidal_generation_tokens_total", "Generated tokens.").Add({});
   preemptions_ =
       &family("tidal_preemptions_total", "Requests that lost their blocks to others.").Add({});
@@ -319,6 +329,9 @@ void PrometheusMetrics::OnStep(const StepReport& report) {
   batch_size_->Observe(report.num_sequences);
   computed_prompt_tokens_->Increment(report.num_prefill_tokens - report.num_recomputed_tokens);
   recomputed_tokens_->Increment(report.num_recomputed_tokens);
+  cached_prompt_tokens_->Increment(static_cast<double>(report.num_cached_tokens));
+  cache_queried_tokens_->Increment(static_cast<double>(report.num_queried_tokens));
+  cache_hit_tokens_->Increment(static_cast<double>(report.num_cached_tokens));
   generation_tokens_->Increment(report.num_generated_tokens);
   attended_tokens_->Increment(static_cast<double>(report.num_attended_tokens));
   available_tokens_->Increment(static_cast<double>(report.num_available_tokens));
@@ -341,7 +354,6 @@ void PrometheusMetrics::OnRequestEnded(const RequestReport& report) {
   const EndReason reason = ReasonOf(report);
   requests_finished_[static_cast<size_t>(reason)]->Increment();
   if (IsCancellation(reason)) cancellations_[static_cast<size_t>(report.stage)]->Increment();
-  cached_prompt_tokens_->Increment(report.usage.num_cached_prompt_tokens);
   e2e_latency_->Observe(Seconds(report.timings.end_to_end));
   queue_time_->Observe(Seconds(report.timings.queue));
   // A stage that was never reached has no time, rather than none.
@@ -366,7 +378,8 @@ void PrometheusMetrics::OnLoadChanged(const EngineLoad& load) {
   waiting_prompt_tokens_->Set(static_cast<double>(load.num_waiting_prompt_tokens));
   kv_cache_usage_->Set(usage);
   used_blocks_->Set(load.num_used_blocks);
-  free_blocks_->Set(load.num_total_blocks - load.num_used_blocks);
+  cached_blocks_->Set(load.num_cached_blocks);
+  free_blocks_->Set(load.num_total_blocks - load.num_used_blocks - load.num_cached_blocks);
   if (!gateway_metrics_) return;
   gateway_running_->Set(load.num_running_requests);
   gateway_waiting_->Set(load.num_waiting_requests);

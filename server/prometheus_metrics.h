@@ -91,6 +91,7 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   prometheus::Gauge* waiting_prompt_tokens_;
   prometheus::Gauge* kv_cache_usage_;
   prometheus::Gauge* used_blocks_;
+  prometheus::Gauge* cached_blocks_;
   prometheus::Gauge* free_blocks_;
   prometheus::Gauge* weights_bytes_;
   prometheus::Gauge* kv_cache_bytes_;
@@ -108,6 +109,8 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   prometheus::Counter* computed_prompt_tokens_;
   prometheus::Counter* recomputed_tokens_;
   prometheus::Counter* cached_prompt_tokens_;
+  prometheus::Counter* cache_queried_tokens_;
+  prometheus::Counter* cache_hit_tokens_;
   prometheus::Counter* generation_tokens_;
   prometheus::Counter* preemptions_;
   std::array<prometheus::Counter*, kNumStages> cancellations_;  // by RequestStage

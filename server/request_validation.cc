@@ -28,6 +28,7 @@ struct GenerateFields {
   const api::OutputOptions& output;
   const api::AttentionOptions& attention;
   std::optional<int32_t> priority;
+  const std::string& cache_salt;
 };
 
 template <typename Message>
@@ -41,7 +42,8 @@ GenerateFields FieldsOf(const Message& message) {
       .stopping = message.stopping(),
       .output = message.output(),
       .attention = message.attention(),
-      .priority = message.has_priority() ? std::make_optional(message.priority()) : std::nullopt};
+      .priority = message.has_priority() ? std::make_optional(message.priority()) : std::nullopt,
+      .cache_salt = message.cache_salt()};
 }
 
 // Names the first id that is not in the vocabulary.
@@ -291,6 +293,11 @@ absl::StatusOr<Request> Validate(const GenerateFields& fields, const ValidationC
   request.attention = CheckAttention(fields.attention, context, &violations);
   request.priority = fields.priority.value_or(0);
   violations.CheckClosed("priority", request.priority, -100, 100);
+  request.cache_salt = fields.cache_salt;
+  if (request.cache_salt.size() > kMaxCacheSaltBytes) {
+    violations.AddInvalid("cache_salt", absl::StrCat("has ", request.cache_salt.size(),
+                                                     " bytes, more than ", kMaxCacheSaltBytes));
+  }
   request.prompt_token_ids = CheckPrompt(fields, context, &violations);
 
   // Tokenising may take long: not for a request that is refused anyway.

@@ -55,6 +55,8 @@ ABSL_FLAG(int32_t, sink_tokens, 0, "First positions that a selection always keep
 ABSL_FLAG(int32_t, recent_tokens, 0, "Last positions that a selection always keeps");
 ABSL_FLAG(int32_t, correction_interval, 0,
           "Generated tokens after which the KV cache is corrected; 0 = never");
+ABSL_FLAG(bool, prefix_caching, true,
+          "Keep the KV of computed prompts, for later prompts that begin alike");
 ABSL_FLAG(absl::Duration, shutdown_timeout, absl::Seconds(30),
           "How long running requests may go on after SIGTERM");
 ABSL_FLAG(absl::Duration, lame_duck_interval, absl::ZeroDuration(),
@@ -217,6 +219,7 @@ absl::Status ReadServingFlags(ServerConfig* config) {
   config->max_queued_tokens = absl::GetFlag(FLAGS_max_queued_tokens);
   TIDAL_RETURN_IF_ERROR(
       CheckRange<int64_t>("max_queued_tokens", config->max_queued_tokens, 1, int64_t{1} << 40));
+  config->prefix_caching = absl::GetFlag(FLAGS_prefix_caching);
   config->max_receive_message_bytes = absl::GetFlag(FLAGS_max_receive_message_size).bytes;
   TIDAL_RETURN_IF_ERROR(CheckRange<int64_t>("max_receive_message_size",
                                             config->max_receive_message_bytes, 1 << 10, 1 << 30));

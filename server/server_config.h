@@ -30,6 +30,7 @@ struct ServerConfig {
   ModelLoadOptions model;
   int32_t max_queued_requests = 0;
   int64_t max_queued_tokens = 0;
+  bool prefix_caching = true;
   AttentionConfig attention;
   int64_t max_receive_message_bytes = 0;
   int64_t max_pending_response_bytes = 0;

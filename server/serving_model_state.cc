@@ -20,6 +20,7 @@ EngineOptions EngineOptionsFor(const ServingModel& model, const ServerConfig& co
           .max_queued_requests = config.max_queued_requests,
           .max_queued_tokens = config.max_queued_tokens,
           .num_blocks = model.num_blocks,
+          .prefix_caching = config.prefix_caching,
           .eos_token_ids = model.config.eos_token_ids};
 }
 
@@ -99,6 +100,7 @@ void ServingModelState::ExportMetrics(const ServerConfig& config, const EngineOp
       {"max_queued_tokens", absl::StrCat(options.max_queued_tokens)},
       {"block_size", absl::StrCat(kBlockSize)},
       {"num_kv_blocks", absl::StrCat(options.num_blocks)},
+      {"prefix_caching", options.prefix_caching ? "true" : "false"},
       {"attention", ModeName(info.default_attention().mode())},
       {"token_budget", absl::StrCat(config.attention.selection.token_budget)},
   };

@@ -158,6 +158,8 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
                   .num_sequences = 5,
                   .num_prefill_tokens = 100,
                   .num_recomputed_tokens = 30,
+                  .num_queried_tokens = 90,
+                  .num_cached_tokens = 64,
                   .num_generated_tokens = 4,
                   .num_attended_tokens = 200,
                   .num_available_tokens = 1000,
@@ -170,6 +172,7 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
                          .num_waiting_requests = 3,
                          .num_waiting_prompt_tokens = 400,
                          .num_used_blocks = 25,
+                         .num_cached_blocks = 15,
                          .num_total_blocks = 100});
   metrics.CountRefusal(Phase::kLoading);
   metrics.CountRefusal(Phase::kDraining);
@@ -179,6 +182,9 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
   EXPECT_EQ(ValueOf(metrics, "tidal_batch_size_sum"), "5");
   EXPECT_EQ(ValueOf(metrics, "tidal_prompt_tokens_total{source=\"computed\"}"), "70");
   EXPECT_EQ(ValueOf(metrics, "tidal_prompt_tokens_total{source=\"recomputed\"}"), "30");
+  EXPECT_EQ(ValueOf(metrics, "tidal_prompt_tokens_total{source=\"cached\"}"), "64");
+  EXPECT_EQ(ValueOf(metrics, "tidal_prefix_cache_queried_tokens_total"), "90");
+  EXPECT_EQ(ValueOf(metrics, "tidal_prefix_cache_hit_tokens_total"), "64");
   EXPECT_EQ(ValueOf(metrics, "tidal_generation_tokens_total"), "4");
   EXPECT_EQ(ValueOf(metrics, "tidal_attention_tokens_total{kind=\"attended\"}"), "200");
   EXPECT_EQ(ValueOf(metrics, "tidal_attention_tokens_total{kind=\"available\"}"), "1000");
@@ -195,7 +201,8 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
   EXPECT_EQ(ValueOf(metrics, "tidal_waiting_prompt_tokens"), "400");
   EXPECT_EQ(ValueOf(metrics, "tidal_kv_cache_usage_ratio"), "0.25");
   EXPECT_EQ(ValueOf(metrics, "tidal_kv_blocks{state=\"used\"}"), "25");
-  EXPECT_EQ(ValueOf(metrics, "tidal_kv_blocks{state=\"free\"}"), "75");
+  EXPECT_EQ(ValueOf(metrics, "tidal_kv_blocks{state=\"free\"}"), "60");
+  EXPECT_EQ(ValueOf(metrics, "tidal_kv_blocks{state=\"cached\"}"), "15");
   EXPECT_EQ(ValueOf(metrics, "tidal_engine_errors_total{kind=\"fault\"}"), "1");
 }
 

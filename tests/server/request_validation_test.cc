@@ -103,6 +103,7 @@ TEST_F(RequestValidationTest, TakesEveryFieldOver) {
     output { num_top_logprobs: 20 skip_special_tokens: false }
     attention { mode: ATTENTION_MODE_FULL token_budget: 4096 correction_interval: 0 }
     priority: -100
+    cache_salt: "tenant"
   )pb");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->id, "my request");
@@ -131,6 +132,7 @@ TEST_F(RequestValidationTest, TakesEveryFieldOver) {
   EXPECT_EQ(request->attention.mode, AttentionMode::kFull);
   EXPECT_EQ(request->attention.selection.token_budget, 4096);
   EXPECT_EQ(request->priority, -100);
+  EXPECT_EQ(request->cache_salt, "tenant");
 }
 
 struct Refusal {
@@ -201,6 +203,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"attention { correction_interval: -1 }",
                 "attention.correction_interval: -1 is not in [0, 2147483647]"},
         Refusal{"priority: 101", "priority: 101 is not in [-100, 100]"},
+        Refusal{absl::StrCat("cache_salt: '", std::string(129, 'x'), "'"),
+                "cache_salt: has 129 bytes, more than 128"},
         Refusal{"priority: -101", "priority: -101 is not in [-100, 100]"},
         Refusal{"request_id: 'a\\tb'", "request_id: byte 1 is not printable ASCII"},
         Refusal{"request_id: 'caf\\303\\251'", "request_id: byte 3 is not printable ASCII"}));
@@ -357,7 +361,7 @@ TEST_F(RequestValidationTest, ErrorsHoldNoTextOfThePrompt) {
 TEST_F(RequestValidationTest, ChecksStreamingRequestsTheSame) {
   GenerateStreamRequest message;
   ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
-      "token_ids { ids: 300 } sampling { top_p: 2 } priority: 7", &message));
+      "token_ids { ids: 300 } sampling { top_p: 2 } priority: 7 cache_salt: 'tenant'", &message));
   EXPECT_EQ(ValidateGenerate(message, context_, kNoIdentity).status().message(),
             "sampling.top_p: 2 is not in (0, 1]; token_ids.ids[0]: 300 is not in [0, 299]");
   message.mutable_sampling()->clear_top_p();
@@ -365,6 +369,7 @@ TEST_F(RequestValidationTest, ChecksStreamingRequestsTheSame) {
   const absl::StatusOr<Request> request = ValidateGenerate(message, context_, kNoIdentity);
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->priority, 7);
+  EXPECT_EQ(request->cache_salt, "tenant");
 }
 
 TEST_F(RequestValidationTest, ChecksTokenizeAndDetokenize) {
