@@ -60,7 +60,7 @@ absl::StatusOr<RequestTicket> Engine::Submit(Request request,
   TIDAL_RETURN_IF_ERROR(CheckAdmission(request));
   const RequestTicket ticket = ++last_ticket_;
   const auto num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
-  live_ids_.insert(request.id);
+  live_ids_.emplace(request.id, ticket);
   inbox_.num_prompt_tokens += num_prompt_tokens;
   inbox_.submissions.push_back({ticket, std::move(request), std::move(observer)});
   ++load_.num_waiting_requests;
@@ -117,6 +117,17 @@ void Engine::Cancel(RequestTicket ticket, absl::Status reason) {
   const std::lock_guard<std::mutex> lock(mutex_);
   inbox_.cancellations.push_back({ticket, std::move(reason)});
   inbox_filled_.notify_one();
+}
+
+absl::Status Engine::CancelById(const std::string& id, absl::Status reason) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = live_ids_.find(id);
+  if (it == live_ids_.end()) {
+    return absl::NotFoundError(absl::StrCat("request_id: '", id, "' is not running"));
+  }
+  inbox_.cancellations.push_back({it->second, std::move(reason)});
+  inbox_filled_.notify_one();
+  return absl::OkStatus();
 }
 
 bool Engine::WaitUntilIdle(absl::Duration timeout) {

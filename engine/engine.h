@@ -17,7 +17,6 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -67,6 +66,9 @@ class Engine {
   // Ends a request with `reason` before the next step, wherever it is; its blocks are free then. A
   // ticket that is not live any more is ignored. Any thread.
   void Cancel(RequestTicket ticket, absl::Status reason);
+
+  // As Cancel, of the live request with this id. NOT_FOUND where there is none. Any thread.
+  absl::Status CancelById(const std::string& id, absl::Status reason);
 
   // Makes the prefix cache forget everything, before the next step; what runs keeps its blocks.
   // Returns the number of blocks that could be found in it. Waits for the step being computed; any
@@ -200,7 +202,7 @@ class Engine {
   std::condition_variable became_idle_;
   Inbox inbox_ ABSL_GUARDED_BY(mutex_);
   RequestTicket last_ticket_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::flat_hash_set<std::string> live_ids_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, RequestTicket> live_ids_ ABSL_GUARDED_BY(mutex_);
   EngineLoad load_ ABSL_GUARDED_BY(mutex_);
   absl::Status closed_ ABSL_GUARDED_BY(mutex_);  // why nothing is submitted any more; OK = open
   absl::Status health_ ABSL_GUARDED_BY(mutex_);
