@@ -119,11 +119,9 @@ api::EffectiveAttention GenerateCall::effective_attention() const {
 void GenerateCall::LogEnd() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   LogFields fields = {
-      {"request_id", request_id_},
-      {"peer", info_.peer},
-      {"client", info_.client},
-      {"method", std::string(info_.method)},
-      {"code", CodeName(static_cast<grpc::StatusCode>(final_status_.code()))},
+      {"request_id", request_id_},       {"peer", info_.peer},
+      {"client", info_.client},          {"method", std::string(info_.method)},
+      {"code", CodeName(final_status_)},
   };
   if (!final_status_.ok()) fields.emplace_back("error", std::string(final_status_.message()));
   if (finished_.has_value()) {

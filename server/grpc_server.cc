@@ -4,10 +4,12 @@
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
+#include <sys/stat.h>
 
 #include <chrono>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace tidal::server {
@@ -53,13 +55,17 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   for (grpc::Service* service : services) builder.RegisterService(service);
 
+  const bool is_unix = absl::StartsWith(options.listen_address, "unix:");
+  // The umask is the whole process's, but no other thread creates files while the ports open.
+  const mode_t former_umask = is_unix ? umask(0077) : 0;
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (is_unix) umask(former_umask);
   if (server == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("--", options.address_flag, ": cannot listen on '",
                                                options.listen_address,
                                                "' (in use, or not an address of this machine)"));
   }
-  return absl::WrapUnique(new GrpcServer(credentials, std::move(server), port));
+  return absl::WrapUnique(new GrpcServer(credentials, std::move(server), is_unix ? 0 : port));
 }
 
 void GrpcServer::Shutdown(absl::Duration grace) {

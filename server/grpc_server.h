@@ -33,7 +33,8 @@ struct ConnectionOptions {
 struct GrpcServerOptions {
   // Where the address comes from, for messages.
   std::string address_flag = "listen_address";
-  std::string listen_address;  // host:port, with 0 for a free port
+  // host:port, with 0 for a free port; or unix:PATH, a socket that its owner alone may use.
+  std::string listen_address;
   // Null: connections are not encrypted.
   std::shared_ptr<grpc::ServerCredentials> credentials = nullptr;
   int64_t max_receive_message_bytes = 16 << 20;
@@ -52,6 +53,7 @@ class GrpcServer {
 
   ~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
+  // 0 of a Unix socket.
   int port() const { return port_; }
   grpc::HealthCheckServiceInterface* health_service() { return server_->GetHealthCheckService(); }
 

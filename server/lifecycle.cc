@@ -43,6 +43,17 @@ void Lifecycle::Stop() {
   phase_ = Phase::kStopped;
 }
 
+const ServingState* Lifecycle::state() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return state_;
+}
+
+void Lifecycle::RequestDrain() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  is_drain_requested_ = true;
+  changed_.notify_all();
+}
+
 void Lifecycle::OnSignal() {
   const std::lock_guard<std::mutex> lock(mutex_);
   ++num_signals_;
@@ -61,7 +72,8 @@ absl::Status Lifecycle::fault() const {
 }
 
 bool Lifecycle::WaitForEnd(absl::Duration timeout) {
-  return WaitUntil(timeout, [this] { return num_signals_ > 0 || !fault_.ok(); });
+  return WaitUntil(timeout,
+                   [this] { return num_signals_ > 0 || is_drain_requested_ || !fault_.ok(); });
 }
 
 bool Lifecycle::WaitForUrgency(absl::Duration timeout) {

@@ -59,6 +59,12 @@ class Lifecycle {
   void Drain();
   void Stop();
 
+  // What calls are served with; null while loading. Any thread.
+  const ServingState* state() const;
+
+  // Somebody else than a signal asks for the end: it begins as with the first signal, and a signal
+  // that follows is the first one still.
+  void RequestDrain();
   // A signal that asks for the end: the second one asks for it at once.
   void OnSignal();
   // The engine has failed for good.
@@ -67,7 +73,7 @@ class Lifecycle {
   absl::Status fault() const;
 
   // Each returns true where what it waits for has come, false after `timeout`.
-  // A signal or a fault:
+  // A signal, a request to drain, or a fault:
   bool WaitForEnd(absl::Duration timeout);
   // A second signal or a fault:
   bool WaitForUrgency(absl::Duration timeout);
@@ -95,10 +101,11 @@ class Lifecycle {
   }
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;  // a call has ended, a signal or a fault has come
+  std::condition_variable changed_;  // a call has ended, or what ends the server has come
   Phase phase_ ABSL_GUARDED_BY(mutex_) = Phase::kLoading;
   const ServingState* state_ ABSL_GUARDED_BY(mutex_) = nullptr;
   int num_active_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool is_drain_requested_ ABSL_GUARDED_BY(mutex_) = false;
   int num_signals_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status fault_ ABSL_GUARDED_BY(mutex_);
 };

@@ -18,6 +18,7 @@
 #include "engine/engine.h"
 #include "engine/model_loader.h"
 #include "server/access_control.h"
+#include "server/admin_service.h"
 #include "server/call_admission.h"
 #include "server/client_limits.h"
 #include "server/drain.h"
@@ -46,14 +47,16 @@ constexpr absl::Duration kLivenessInterval = absl::Seconds(2);
 // Who was aborted and tries again at once shall hear UNAVAILABLE; a closing gRPC server says
 // CANCELLED, which nobody retries. The same again for answers on their way.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(250);
-// A health check names a service, and no more.
+// Health checks and an operator's requests hold a name, and no more.
 constexpr int64_t kMaxHealthMessageBytes = 4096;
+constexpr int64_t kMaxAdminMessageBytes = 4096;
 
 // The ports that are listened on; 0 = none.
 struct Ports {
   int grpc = 0;
   int metrics = 0;
   int health = 0;
+  int admin = 0;
 };
 
 // One a line, for whoever started the server with port 0. Appears whole or not at all.
@@ -64,6 +67,7 @@ absl::Status WritePortFile(const std::string& path, const Ports& ports) {
     std::ofstream file(partial_path);
     file << "listen " << ports.grpc << "\nmetrics " << ports.metrics << "\n";
     if (ports.health != 0) file << "health " << ports.health << "\n";
+    if (ports.admin != 0) file << "admin " << ports.admin << "\n";
   }
   std::error_code error;
   std::filesystem::rename(partial_path, path, error);
@@ -81,6 +85,7 @@ void LogPorts(const TransportConfig& config, const Ports& ports) {
                       {"tls", std::string(tls)},
                       {"tokens", std::string(config.auth_token_file.empty() ? "off" : "on")}};
   if (ports.health != 0) fields.emplace_back("health_port", int64_t{ports.health});
+  if (!config.admin_address.empty()) fields.emplace_back("admin_address", config.admin_address);
   Log(LogLevel::info, absl::StrCat("listening on ", config.listen_address), fields);
 }
 
@@ -102,11 +107,13 @@ void WatchUntilEnd(Lifecycle* lifecycle, const Engine& engine, absl::Duration li
   }
 }
 
-absl::StatusOr<std::unique_ptr<AccessControl>> OpenAccessControl(const TransportConfig& config) {
-  if (config.auth_token_file.empty()) return std::make_unique<AccessControl>();
+// Everybody may call where `path`, the value of `flag`, is empty.
+absl::StatusOr<std::unique_ptr<AccessControl>> OpenAccessControl(const std::string& flag,
+                                                                 const std::string& path,
+                                                                 absl::Duration reload_interval) {
+  if (path.empty()) return std::make_unique<AccessControl>();
   TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<TokenFile> tokens,
-                         TokenFile::Open("auth_token_file", config.auth_token_file,
-                                         config.credential_reload_interval, Clock::Monotonic()));
+                         TokenFile::Open(flag, path, reload_interval, Clock::Monotonic()));
   return std::make_unique<AccessControl>(std::move(tokens));
 }
 
@@ -129,7 +136,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> StartMainServer(
                             .connection = transport.connection,
                             .has_reflection = transport.auth_token_file.empty()},
                            services,
-                           std::make_unique<RpcInterceptorFactory>(metrics, ServedMethods()));
+                           std::make_unique<RpcInterceptorFactory>(metrics, ClientMethods()));
 }
 
 // Null without --health_address.
@@ -144,11 +151,32 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> StartHealthServer(const TransportCon
                            {}, std::make_unique<RpcInterceptorFactory>(metrics, HealthMethods()));
 }
 
+// Null without --admin_address. Encrypted where it can be reached from other machines.
+absl::StatusOr<std::unique_ptr<GrpcServer>> StartAdminServer(const ServerConfig& config,
+                                                             grpc::Service* service,
+                                                             const PrometheusMetrics* metrics) {
+  const TransportConfig& transport = config.transport;
+  if (transport.admin_address.empty()) return nullptr;
+  std::shared_ptr<grpc::ServerCredentials> credentials;
+  if (!IsLocalAddress(transport.admin_address)) {
+    TIDAL_ASSIGN_OR_RETURN(credentials, LoadCredentials(transport));
+  }
+  return GrpcServer::Start(
+      {.address_flag = "admin_address",
+       .listen_address = transport.admin_address,
+       .credentials = std::move(credentials),
+       .max_receive_message_bytes = kMaxAdminMessageBytes,
+       .connection = transport.connection,
+       .has_reflection = transport.auth_token_file.empty() && transport.admin_token_file.empty()},
+      {service}, std::make_unique<RpcInterceptorFactory>(metrics, AdminMethods()));
+}
+
 absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
+  const TransportConfig& transport = config.transport;
   Lifecycle lifecycle;
   const SignalWatcher signals(&lifecycle);
   const auto metrics = std::make_shared<PrometheusMetrics>(PrometheusMetrics::Options{
-      .methods = ServedMethods(), .gateway_metrics = config.gateway_metrics});
+      .methods = AllMethods(), .gateway_metrics = config.gateway_metrics});
   std::unique_ptr<MetricsEndpoint> metrics_endpoint;
   if (!config.metrics_address.empty()) {
     TIDAL_ASSIGN_OR_RETURN(metrics_endpoint,
@@ -157,20 +185,27 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
 
   // Calls are answered from here on: with UNAVAILABLE, until the model is loaded.
   TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> access,
-                         OpenAccessControl(config.transport));
-  ClientLimits client_limits(config.transport.client_limits, Clock::Monotonic());
+                         OpenAccessControl("auth_token_file", transport.auth_token_file,
+                                           transport.credential_reload_interval));
+  TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<AccessControl> admin_access,
+                         OpenAccessControl("admin_token_file", transport.admin_token_file,
+                                           transport.credential_reload_interval));
+  ClientLimits client_limits(transport.client_limits, Clock::Monotonic());
   const CallAdmission admission(&lifecycle, metrics.get(), access.get(), &client_limits);
   InferenceServiceImpl inference_service(
       &admission, {.max_pending_response_bytes = config.max_pending_response_bytes,
                    .log_prompts = config.log_prompts});
   ModelServiceImpl model_service(&admission);
+  AdminServiceImpl admin_service(&lifecycle, metrics.get(), admin_access.get());
   EngineMonitor monitor(metrics.get(), &lifecycle);
   ServingModelState model;
   TIDAL_ASSIGN_OR_RETURN(
       const std::unique_ptr<GrpcServer> grpc_server,
       StartMainServer(config, {&inference_service, &model_service}, metrics.get()));
   TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> health_server,
-                         StartHealthServer(config.transport, metrics.get()));
+                         StartHealthServer(transport, metrics.get()));
+  TIDAL_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> admin_server,
+                         StartAdminServer(config, &admin_service, metrics.get()));
   Ports ports = {.grpc = grpc_server->port(),
                  .metrics = metrics_endpoint == nullptr ? 0 : metrics_endpoint->port()};
   std::vector<grpc::HealthCheckServiceInterface*> health_services = {grpc_server->health_service()};
@@ -178,8 +213,12 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
     ports.health = health_server->port();
     health_services.push_back(health_server->health_service());
   }
+  if (admin_server != nullptr) {
+    ports.admin = admin_server->port();
+    health_services.push_back(admin_server->health_service());
+  }
   Health health(std::move(health_services));
-  LogPorts(config.transport, ports);
+  LogPorts(transport, ports);
   TIDAL_RETURN_IF_ERROR(WritePortFile(config.port_file, ports));
 
   TIDAL_RETURN_IF_ERROR(model.Load(config, &monitor, metrics.get()));
@@ -199,7 +238,9 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   metrics->SetProgressAge(nullptr);
   if (result == DrainResult::kOrderly) lifecycle.WaitForUrgency(kCloseGrace);
   grpc_server->Shutdown(result == DrainResult::kForced ? absl::ZeroDuration() : kCloseGrace);
-  if (health_server != nullptr) health_server->Shutdown(absl::ZeroDuration());
+  for (GrpcServer* server : {health_server.get(), admin_server.get()}) {
+    if (server != nullptr) server->Shutdown(absl::ZeroDuration());
+  }
   return result;
 }
 

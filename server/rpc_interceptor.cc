@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "server/status_mapping.h"
+#include "tidal/inference/v1/admin.pb.h"
 #include "tidal/inference/v1/inference.pb.h"
 #include "tidal/inference/v1/model.pb.h"
 
@@ -13,6 +14,9 @@ namespace {
 
 using grpc::experimental::InterceptionHookPoints;
 using grpc::experimental::InterceptorBatchMethods;
+
+constexpr char kReflectionMethod[] =
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 
 class RpcInterceptor : public grpc::experimental::Interceptor {
  public:
@@ -53,14 +57,31 @@ std::vector<std::string> HealthMethods() {
   return {"grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"};
 }
 
-std::vector<std::string> ServedMethods() {
+std::vector<std::string> ClientMethods() {
   std::vector<std::string> methods = HealthMethods();
-  methods.emplace_back("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo");
+  methods.emplace_back(kReflectionMethod);
   AppendMethods(
       inference::v1::GenerateRequest::descriptor()->file()->FindServiceByName("InferenceService"),
       &methods);
   AppendMethods(
       inference::v1::GetModelInfoRequest::descriptor()->file()->FindServiceByName("ModelService"),
+      &methods);
+  return methods;
+}
+
+std::vector<std::string> AdminMethods() {
+  std::vector<std::string> methods = HealthMethods();
+  methods.emplace_back(kReflectionMethod);
+  AppendMethods(
+      inference::v1::DrainRequest::descriptor()->file()->FindServiceByName("AdminService"),
+      &methods);
+  return methods;
+}
+
+std::vector<std::string> AllMethods() {
+  std::vector<std::string> methods = ClientMethods();
+  AppendMethods(
+      inference::v1::DrainRequest::descriptor()->file()->FindServiceByName("AdminService"),
       &methods);
   return methods;
 }

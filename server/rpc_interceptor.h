@@ -14,11 +14,12 @@
 
 namespace tidal::server {
 
-// Full names of the health service's methods.
+// Full names of methods: of the health service; of what clients' port serves, an operator's port
+// serves, each with health and reflection; and of all these.
 std::vector<std::string> HealthMethods();
-
-// Full names of all methods that the server offers: ours, health and reflection.
-std::vector<std::string> ServedMethods();
+std::vector<std::string> ClientMethods();
+std::vector<std::string> AdminMethods();
+std::vector<std::string> AllMethods();
 
 class RpcInterceptorFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:

@@ -61,6 +61,10 @@ std::string CodeName(grpc::StatusCode code) {
   return absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
 }
 
+std::string CodeName(const absl::Status& status) {
+  return CodeName(static_cast<grpc::StatusCode>(status.code()));
+}
+
 std::vector<grpc::StatusCode> AllCodes() {
   std::vector<grpc::StatusCode> codes;
   for (int code = grpc::StatusCode::OK; code <= grpc::StatusCode::UNAUTHENTICATED; ++code) {

@@ -32,6 +32,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // The code in gRPC's spelling: "OK", "INVALID_ARGUMENT", ...
 std::string CodeName(grpc::StatusCode code);
+std::string CodeName(const absl::Status& status);
 
 // OK to UNAUTHENTICATED, all that gRPC knows.
 std::vector<grpc::StatusCode> AllCodes();

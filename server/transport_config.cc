@@ -25,6 +25,12 @@ ABSL_FLAG(bool, allow_plaintext_tokens, false,
           "else encrypts");
 ABSL_FLAG(absl::Duration, credential_reload_interval, absl::Seconds(10),
           "How old what is known of certificate and token files may be");
+ABSL_FLAG(
+    std::string, admin_address, "",
+    "[host]:port, on the loopback by default, or unix:PATH, where AdminService answers; empty "
+    "serves none");
+ABSL_FLAG(std::string, admin_token_file, "",
+          "As --auth_token_file, for --admin_address; needed where that is not local");
 ABSL_FLAG(int32_t, max_client_requests, 0, "Most requests of a client in flight; 0 = no limit");
 ABSL_FLAG(int64_t, max_client_tokens_per_minute, 0,
           "Prompt and generated tokens of a client a minute; 0 = no limit");
@@ -70,15 +76,23 @@ absl::Status ReadTlsFlags(TransportConfig* config) {
                        absl::Seconds(1));
 }
 
+absl::Status CheckTokensAreEncrypted(absl::string_view flag, absl::string_view address,
+                                     const TransportConfig& config) {
+  if (config.tls.has_value() || IsLocalAddress(address) ||
+      absl::GetFlag(FLAGS_allow_plaintext_tokens)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, ": tokens would cross the network in plain text to '", address,
+                   "'; give --tls_certificate_file and --tls_key_file, or a loopback address, or "
+                   "--allow_plaintext_tokens where something else encrypts"));
+}
+
 absl::Status ReadAccessFlags(TransportConfig* config) {
   config->auth_token_file = absl::GetFlag(FLAGS_auth_token_file);
-  const std::string& address = config->listen_address;
-  if (!config->auth_token_file.empty() && !config->tls.has_value() && !IsLocalAddress(address) &&
-      !absl::GetFlag(FLAGS_allow_plaintext_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--auth_token_file: tokens would cross the network in plain text to '", address,
-        "'; give --tls_certificate_file and --tls_key_file, or a loopback --listen_address, or "
-        "--allow_plaintext_tokens where something else encrypts"));
+  if (!config->auth_token_file.empty()) {
+    TIDAL_RETURN_IF_ERROR(
+        CheckTokensAreEncrypted("auth_token_file", config->listen_address, *config));
   }
   ClientLimitOptions& limits = config->client_limits;
   limits.max_requests = absl::GetFlag(FLAGS_max_client_requests);
@@ -86,6 +100,24 @@ absl::Status ReadAccessFlags(TransportConfig* config) {
   limits.max_tokens_per_minute = absl::GetFlag(FLAGS_max_client_tokens_per_minute);
   return CheckLimit("max_client_tokens_per_minute", limits.max_tokens_per_minute,
                     kMaxClientTokensPerMinute);
+}
+
+absl::Status ReadAdminFlags(TransportConfig* config) {
+  config->admin_token_file = absl::GetFlag(FLAGS_admin_token_file);
+  const std::string address = absl::GetFlag(FLAGS_admin_address);
+  if (address.empty()) {
+    if (config->admin_token_file.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("--admin_token_file: needs --admin_address");
+  }
+  TIDAL_ASSIGN_OR_RETURN(config->admin_address, ParseAdminAddress(address));
+  if (IsLocalAddress(config->admin_address)) return absl::OkStatus();
+  if (config->admin_token_file.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--admin_address: '", address,
+                     "' can be reached from other machines; give --admin_token_file, or a loopback "
+                     "address, or unix:PATH"));
+  }
+  return CheckTokensAreEncrypted("admin_token_file", config->admin_address, *config);
 }
 
 absl::Status ReadConnectionFlags(ConnectionOptions* connection) {
@@ -117,8 +149,25 @@ absl::StatusOr<TransportConfig> TransportConfigFromFlags() {
   }
   TIDAL_RETURN_IF_ERROR(ReadTlsFlags(&config));
   TIDAL_RETURN_IF_ERROR(ReadAccessFlags(&config));
+  TIDAL_RETURN_IF_ERROR(ReadAdminFlags(&config));
   TIDAL_RETURN_IF_ERROR(ReadConnectionFlags(&config.connection));
   return config;
+}
+
+absl::StatusOr<std::string> ParseAdminAddress(absl::string_view address) {
+  constexpr absl::string_view kUnixPrefix = "unix:";
+  // What a Unix socket's address has room for (sockaddr_un), without the final zero.
+  constexpr size_t kMaxUnixPathBytes = 107;
+  if (absl::StartsWith(address, kUnixPrefix)) {
+    const size_t path_size = address.size() - kUnixPrefix.size();
+    if (path_size >= 1 && path_size <= kMaxUnixPathBytes) return std::string(address);
+    return absl::InvalidArgumentError(absl::StrCat("--admin_address: the path of '", address,
+                                                   "' has not 1 to ", kMaxUnixPathBytes, " bytes"));
+  }
+  std::string whole(address);
+  if (absl::StartsWith(address, ":")) whole.insert(0, "127.0.0.1");
+  TIDAL_RETURN_IF_ERROR(CheckAddress("admin_address", whole));
+  return whole;
 }
 
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {

@@ -21,12 +21,18 @@ struct TransportConfig {
   std::optional<TlsFiles> tls;
   std::string auth_token_file;                // empty = everybody may call
   absl::Duration credential_reload_interval;  // of certificates and tokens
+  std::string admin_address;                  // empty = none
+  std::string admin_token_file;               // empty = whoever can connect may call
   ClientLimitOptions client_limits;
   ConnectionOptions connection;
 };
 
 // The flags' present values. INVALID_ARGUMENT names flag, value and limit.
 absl::StatusOr<TransportConfig> TransportConfigFromFlags();
+
+// The address of --admin_address: where it has no host, the loopback's. A Unix socket's is
+// "unix:PATH".
+absl::StatusOr<std::string> ParseAdminAddress(absl::string_view address);
 
 // host:port with a port in [0, 65535].
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address);

@@ -28,7 +28,7 @@ def _make_stubs(directory):
     import grpc_tools
 
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    names = ["attention", "inference", "model"]
+    names = ["admin", "attention", "inference", "model"]
     files = [str(ROOT / "proto" / "tidal" / "inference" / "v1" / f"{name}.proto") for name in names]
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--python_out={directory}",
                  f"--grpc_python_out={directory}", *files]

@@ -53,7 +53,7 @@ std::string ValueOf(const PrometheusMetrics& metrics, const std::string& series)
 }
 
 TEST(PrometheusMetricsTest, HasEverySeriesFromTheStart) {
-  const PrometheusMetrics metrics({.methods = ServedMethods()});
+  const PrometheusMetrics metrics({.methods = ClientMethods()});
   EXPECT_THAT(SeriesOf(metrics), IsSupersetOf({
                                      "tidal_requests_running",
                                      "tidal_requests_waiting",
@@ -115,7 +115,7 @@ TEST(PrometheusMetricsTest, HasEverySeriesFromTheStart) {
 }
 
 TEST(PrometheusMetricsTest, HasACounterForEachMethodAndCode) {
-  const PrometheusMetrics metrics({.methods = ServedMethods()});
+  const PrometheusMetrics metrics({.methods = ClientMethods()});
   const std::set<std::string> series = SeriesOf(metrics);
   for (const std::string method :
        {"tidal.inference.v1.InferenceService/Generate",
@@ -278,7 +278,7 @@ TEST(PrometheusMetricsTest, MayBeReadWhileItIsWritten) {
 
 TEST(PrometheusMetricsTest, PassesPromtoolsCheck) {
   if (std::system("command -v promtool > /dev/null") != 0) GTEST_SKIP() << "promtool is missing";
-  PrometheusMetrics metrics({.methods = ServedMethods()});
+  PrometheusMetrics metrics({.methods = ClientMethods()});
   metrics.SetConfig({{"device", "cpu"}}, 7);
   const std::string path = absl::StrCat(testing::TempDir(), "/tidal_metrics_", getpid());
   std::ofstream(path) << TextOf(metrics);

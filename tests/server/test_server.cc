@@ -39,7 +39,7 @@ TestServer::TestServer(TestServerOptions options)
       tokenizer_(FakeTokenizer::OfBytes()),
       runner_(options_.engine.num_blocks, &NextLetter),
       plan_(DefaultPlan()),
-      metrics_({.methods = ServedMethods()}),
+      metrics_({.methods = ClientMethods()}),
       monitor_(&metrics_, &lifecycle_),
       engine_(options_.engine, plan_, &runner_, &tokenizer_, Clock::Monotonic(), &monitor_),
       access_(OpenTokens(options_.auth_token_file)),
@@ -57,7 +57,7 @@ void TestServer::Listen() {
       GrpcServer::Start({.listen_address = "127.0.0.1:0",
                          .max_receive_message_bytes = options_.max_receive_message_bytes},
                         {&inference_service_, &model_service_},
-                        std::make_unique<RpcInterceptorFactory>(&metrics_, ServedMethods()));
+                        std::make_unique<RpcInterceptorFactory>(&metrics_, ClientMethods()));
   TIDAL_CHECK(server.ok(), "the loopback has a free port");
   grpc_server_ = *std::move(server);
   channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", grpc_server_->port()),

@@ -40,6 +40,8 @@ TEST_F(TransportConfigTest, HasTheDocumentedDefaults) {
   EXPECT_FALSE(config->tls.has_value());
   EXPECT_EQ(config->auth_token_file, "");
   EXPECT_EQ(config->credential_reload_interval, absl::Seconds(10));
+  EXPECT_EQ(config->admin_address, "");
+  EXPECT_EQ(config->admin_token_file, "");
   EXPECT_EQ(config->client_limits.max_requests, 0);
   EXPECT_EQ(config->client_limits.max_tokens_per_minute, 0);
   EXPECT_EQ(config->connection.keepalive_time, absl::Seconds(60));
@@ -87,6 +89,31 @@ TEST_F(TransportConfigTest, NamesFlagValueAndLimit) {
   EXPECT_EQ(ErrorOf({"--max_client_tokens_per_minute=-1"}),
             "--max_client_tokens_per_minute: -1 is not in [0, 1099511627776]");
   EXPECT_EQ(ErrorOf({"--keepalive_time=0"}), "--keepalive_time: 0 is not in [1s, 24h]");
+}
+
+TEST_F(TransportConfigTest, TheAdminAddressIsLocalByDefault) {
+  const auto address_of = [](const std::string& flag) {
+    const absl::StatusOr<TransportConfig> config = Parse({"--admin_address=" + flag});
+    return config.ok() ? config->admin_address : std::string(config.status().message());
+  };
+  EXPECT_EQ(address_of(":50052"), "127.0.0.1:50052");
+  EXPECT_EQ(address_of("[::1]:50052"), "[::1]:50052");
+  EXPECT_EQ(address_of("unix:/run/tidal"), "unix:/run/tidal");
+  EXPECT_THAT(address_of("unix:"), HasSubstr("has not 1 to 107 bytes"));
+  EXPECT_THAT(address_of("unix:/" + std::string(107, 'x')), HasSubstr("has not 1 to 107 bytes"));
+  EXPECT_THAT(address_of("50052"), HasSubstr("is not host:port"));
+  EXPECT_THAT(address_of("0.0.0.0:50052"), HasSubstr("give --admin_token_file"));
+}
+
+TEST_F(TransportConfigTest, AnOpenAdminAddressNeedsTokensAndEncryption) {
+  const std::string open_address = "--admin_address=0.0.0.0:50052";
+  EXPECT_THAT(ErrorOf({open_address, "--admin_token_file=/t"}),
+              HasSubstr("--admin_token_file: tokens would cross the network in plain text"));
+  EXPECT_EQ(ErrorOf({open_address, "--admin_token_file=/t", "--tls_certificate_file=/c",
+                     "--tls_key_file=/k"}),
+            "");
+  EXPECT_EQ(ErrorOf({open_address, "--admin_token_file=/t", "--allow_plaintext_tokens"}), "");
+  EXPECT_EQ(ErrorOf({"--admin_token_file=/t"}), "--admin_token_file: needs --admin_address");
 }
 
 TEST_F(TransportConfigTest, TokensDoNotCrossTheNetworkInPlainText) {
