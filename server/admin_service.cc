@@ -74,11 +74,22 @@ absl::Status AdminServiceImpl::BeginDrain(const std::string& operator_name,
 
 grpc::ServerUnaryReactor* AdminServiceImpl::FlushPrefixCache(
     grpc::CallbackServerContext* context, const api::FlushPrefixCacheRequest* request,
-    api::FlushPrefixCacheResponse* /*response*/) {
+    api::FlushPrefixCacheResponse* response) {
   const absl::StatusOr<std::string> caller = Check(*context, *request);
-  return FinishNow(context, caller.ok()
-                                ? absl::UnimplementedError("this server has no prefix cache")
-                                : caller.status());
+  return FinishNow(context, caller.ok() ? Flush(*caller, response) : caller.status());
+}
+
+absl::Status AdminServiceImpl::Flush(const std::string& operator_name,
+                                     api::FlushPrefixCacheResponse* response) {
+  const ServingState* state = lifecycle_->state();
+  if (state == nullptr) return absl::UnavailableError("the server is loading its model");
+  const std::unique_lock<std::mutex> lock(flush_mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return absl::UnavailableError("another flush waits for its step");
+  TIDAL_ASSIGN_OR_RETURN(const int32_t num_dropped_blocks, state->engine->FlushPrefixCache());
+  response->set_dropped_blocks(num_dropped_blocks);
+  Log(LogLevel::info, "prefix cache flushed",
+      {{"client", operator_name}, {"dropped_blocks", int64_t{num_dropped_blocks}}});
+  return absl::OkStatus();
 }
 
 }  // namespace tidal::server

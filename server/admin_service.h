@@ -3,6 +3,7 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <mutex>
 #include <string>
 
 #include "absl/status/status.h"
@@ -39,9 +40,14 @@ class AdminServiceImpl : public inference::v1::AdminService::CallbackService {
   absl::Status BeginDrain(const std::string& operator_name,
                           inference::v1::DrainResponse* response) const;
 
+  absl::Status Flush(const std::string& operator_name,
+                     inference::v1::FlushPrefixCacheResponse* response);
+
   Lifecycle* const lifecycle_;
   PrometheusMetrics* const metrics_;
   const AccessControl* const access_;
+  // Held while a flush waits for the engine: no more than one of gRPC's threads may.
+  std::mutex flush_mutex_;
 };
 
 }  // namespace tidal::server

@@ -41,6 +41,22 @@ def test_an_operator_aborts_and_drains_through_a_unix_socket(api, start_server, 
     assert "drain asked for" in server.log()
 
 
+def test_an_operator_flushes_the_prefix_cache(api, start_server):
+    server = start_server("--kv_cache_memory=64MiB", "--admin_address=:0")
+    pb = api.inference_pb2
+    request = pb.GenerateRequest(text="The golden river " * 40, sampling={"temperature": 0},
+                                 stopping={"max_new_tokens": 2, "ignore_eos": True})
+    with server.channel() as channel, \
+            grpc.insecure_channel(f"127.0.0.1:{server.ports['admin']}") as operator:
+        inference = server.inference(channel)
+        assert inference.Generate(request).usage.cached_prompt_tokens == 0
+        assert inference.Generate(request).usage.cached_prompt_tokens > 0
+        flush = admin(api, operator).FlushPrefixCache
+        assert flush(api.admin_pb2.FlushPrefixCacheRequest()).dropped_blocks > 0
+        assert inference.Generate(request).usage.cached_prompt_tokens == 0
+    assert server.stop() == 0
+
+
 def test_admin_is_not_on_the_clients_port(api, server):
     with server.channel() as channel:
         with pytest.raises(grpc.RpcError) as error:

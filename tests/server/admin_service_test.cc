@@ -5,8 +5,12 @@
 #include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "tests/server/test_server.h"
@@ -41,6 +45,11 @@ class AdminServiceTest : public testing::Test {
   grpc::Status Drain(inference::v1::DrainResponse* response) {
     grpc::ClientContext context;
     return stub_->Drain(&context, {}, response);
+  }
+
+  grpc::Status Flush(inference::v1::FlushPrefixCacheResponse* response) {
+    grpc::ClientContext context;
+    return stub_->FlushPrefixCache(&context, {}, response);
   }
 
   std::unique_ptr<grpc::ClientReader<GenerateStreamResponse>> Start(grpc::ClientContext* context,
@@ -84,6 +93,7 @@ TEST_F(AdminServiceTest, AbortsARequestInItsPrefill) {
   server_.gate().Open();
   ExpectAborted(reader.get());
   EXPECT_EQ(server_.engine().load().num_used_blocks, 0);
+  EXPECT_EQ(server_.engine().load().num_used_blocks, 0);
   EXPECT_EQ(Abort("mine").error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
@@ -118,11 +128,36 @@ TEST_F(AdminServiceTest, DrainAsksForTheEndAndASignalAfterItIsTheFirst) {
   EXPECT_FALSE(server_.lifecycle().WaitForUrgency(absl::ZeroDuration()));
 }
 
-TEST_F(AdminServiceTest, HasNoPrefixCacheToFlush) {
-  grpc::ClientContext context;
+TEST_F(AdminServiceTest, FlushesThePrefixCache) {
+  grpc::ClientContext generation;
+  EXPECT_TRUE(Finish(Start(&generation, "mine").get()).ok());
   inference::v1::FlushPrefixCacheResponse response;
-  EXPECT_EQ(stub_->FlushPrefixCache(&context, {}, &response).error_code(),
-            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_TRUE(Flush(&response).ok());
+  EXPECT_GT(response.dropped_blocks(), 0);
+  EXPECT_TRUE(Flush(&response).ok());
+  EXPECT_EQ(response.dropped_blocks(), 0);
+}
+
+TEST_F(AdminServiceTest, OneFlushAtATimeWaitsForTheEngine) {
+  server_.gate().Close();
+  grpc::ClientContext generation;
+  const auto reader = Start(&generation, "mine");
+  server_.gate().WaitForArrival();
+  std::atomic<int> num_refused = 0;
+  std::vector<std::thread> operators;
+  for (int i = 0; i < 2; ++i) {
+    operators.emplace_back([this, &num_refused] {
+      inference::v1::FlushPrefixCacheResponse response;
+      const grpc::Status status = Flush(&response);
+      if (status.ok()) return;
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+      ++num_refused;
+      server_.gate().Open();  // the other one waits for the step
+    });
+  }
+  for (std::thread& thread : operators) thread.join();
+  EXPECT_EQ(num_refused, 1);
+  EXPECT_TRUE(Finish(reader.get()).ok());
 }
 
 class AdminWhileLoadingTest : public AdminServiceTest {
@@ -135,11 +170,13 @@ class AdminWhileLoadingTest : public AdminServiceTest {
   AdminWhileLoadingTest() : AdminServiceTest(NotLoaded()) {}
 };
 
-TEST_F(AdminWhileLoadingTest, HasNothingToDrainOrAbort) {
+TEST_F(AdminWhileLoadingTest, HasNothingToDrainAbortOrFlush) {
   inference::v1::DrainResponse response;
   EXPECT_EQ(Drain(&response).error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_FALSE(server_.lifecycle().WaitForEnd(absl::ZeroDuration()));
   EXPECT_EQ(Abort("nobody").error_code(), grpc::StatusCode::NOT_FOUND);
+  inference::v1::FlushPrefixCacheResponse flushed;
+  EXPECT_EQ(Flush(&flushed).error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
 }  // namespace
