@@ -27,6 +27,7 @@
 #include "server/health.h"
 #include "server/inference_service.h"
 #include "server/lifecycle.h"
+#include "server/liveness_monitor.h"
 #include "server/logging.h"
 #include "server/metrics_endpoint.h"
 #include "server/model_service.h"
@@ -42,8 +43,6 @@
 namespace tidal::server {
 namespace {
 
-// How often liveness is looked at.
-constexpr absl::Duration kLivenessInterval = absl::Seconds(2);
 // Who was aborted and tries again at once shall hear UNAVAILABLE; a closing gRPC server says
 // CANCELLED, which nobody retries. The same again for answers on their way.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(250);
@@ -87,24 +86,6 @@ void LogPorts(const TransportConfig& config, const Ports& ports) {
   if (ports.health != 0) fields.emplace_back("health_port", int64_t{ports.health});
   if (!config.admin_address.empty()) fields.emplace_back("admin_address", config.admin_address);
   Log(LogLevel::info, absl::StrCat("listening on ", config.listen_address), fields);
-}
-
-// Until a signal or a fault: liveness follows the engine's progress.
-void WatchUntilEnd(Lifecycle* lifecycle, const Engine& engine, absl::Duration liveness_timeout,
-                   PrometheusMetrics* metrics, Health* health) {
-  ProgressWatch watch(liveness_timeout);
-  bool was_alive = true;
-  while (!lifecycle->WaitForEnd(kLivenessInterval)) {
-    const bool is_alive =
-        watch.IsAlive(Clock::Monotonic()->Now(), engine.load(), engine.last_progress());
-    if (is_alive != was_alive) {
-      Log(is_alive ? LogLevel::info : LogLevel::err,
-          is_alive ? "the engine makes progress again" : "the engine makes no progress");
-      if (!is_alive) metrics->CountStall();
-      health->SetAlive(is_alive);
-    }
-    was_alive = is_alive;
-  }
 }
 
 // Everybody may call where `path`, the value of `flag`, is empty.
@@ -171,6 +152,26 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> StartAdminServer(const ServerConfig&
       {service}, std::make_unique<RpcInterceptorFactory>(metrics, AdminMethods()));
 }
 
+// From ready to the engine's end.
+DrainResult ServeUntilDrained(const ServerConfig& config, Lifecycle* lifecycle, Engine* engine,
+                              PrometheusMetrics* metrics, Health* health) {
+  const LivenessMonitor liveness(engine, config.liveness_timeout, metrics, health);
+  while (!lifecycle->WaitForEnd(absl::Hours(1))) {
+  }
+  if (!lifecycle->fault().ok()) health->SetAlive(false);
+  const auto set_ready = [&](bool ready) {
+    metrics->SetPhase(ready ? Phase::kServing : Phase::kDraining);
+    health->SetReady(ready);
+  };
+  const auto stop_engine = [&](absl::Status reason) {
+    const ExitTimer timer(config.liveness_timeout, "the engine");
+    engine->Stop(std::move(reason));
+  };
+  return Drain({.lifecycle = lifecycle, .set_ready = set_ready, .stop_engine = stop_engine},
+               {.lame_duck_interval = config.lame_duck_interval,
+                .shutdown_timeout = config.shutdown_timeout});
+}
+
 absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   const TransportConfig& transport = config.transport;
   Lifecycle lifecycle;
@@ -223,18 +224,12 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
 
   TIDAL_RETURN_IF_ERROR(model.Load(config, &monitor, metrics.get()));
   lifecycle.Serve(&model.state());
+  metrics->SetPhase(Phase::kServing);
   health.SetReady(true);
   Log(LogLevel::info, "serving", model.Describe());
 
-  WatchUntilEnd(&lifecycle, *model.state().engine, config.liveness_timeout, metrics.get(), &health);
-  if (!lifecycle.fault().ok()) health.SetAlive(false);
   const DrainResult result =
-      Drain({.lifecycle = &lifecycle,
-             .set_ready = [&health](bool ready) { health.SetReady(ready); },
-             .stop_engine =
-                 [&model](absl::Status reason) { model.state().engine->Stop(std::move(reason)); }},
-            {.lame_duck_interval = config.lame_duck_interval,
-             .shutdown_timeout = config.shutdown_timeout});
+      ServeUntilDrained(config, &lifecycle, model.state().engine, metrics.get(), &health);
   metrics->SetProgressAge(nullptr);
   if (result == DrainResult::kOrderly) lifecycle.WaitForUrgency(kCloseGrace);
   grpc_server->Shutdown(result == DrainResult::kForced ? absl::ZeroDuration() : kCloseGrace);

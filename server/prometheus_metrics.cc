@@ -39,6 +39,24 @@ constexpr std::array<const char*, 9> kEndReasonNames = {
 
 constexpr std::array<const char*, 4> kRejectionNames = {"queued_requests", "queued_tokens",
                                                         "never_fits", "duplicate_id"};
+// What the server can do for its clients: the values of the label `state`.
+enum class ServerState : uint8_t { kLoading, kReady, kDraining, kDead };
+constexpr std::array<const char*, 4> kServerStateNames = {"loading", "ready", "draining", "dead"};
+
+ServerState StateOf(Phase phase, bool is_alive) {
+  if (!is_alive) return ServerState::kDead;
+  switch (phase) {
+    case Phase::kLoading:
+      return ServerState::kLoading;
+    case Phase::kServing:
+      return ServerState::kReady;
+    case Phase::kDraining:
+    case Phase::kStopped:
+      return ServerState::kDraining;
+  }
+  return ServerState::kDead;
+}
+
 constexpr std::array<const char*, 3> kStageNames = {"queued", "prefill", "decode"};
 constexpr std::array<const char*, 3> kStepKindNames = {"prefill", "decode", "mixed"};
 
@@ -150,6 +168,13 @@ void PrometheusMetrics::CreateGauges() {
       gauge("tidal_kv_cache_usage_ratio", "Share of the KV cache that requests hold, 0 to 1.");
   last_progress_ = gauge("tidal_engine_last_progress_timestamp_seconds",
                          "When the engine last began or ended a step, or found nothing to do.");
+  server_states_ = AddAll<prometheus::Gauge>(
+      BuildGauge()
+          .Name("tidal_server_state")
+          .Help("1 for the state that the server is in, 0 for the others.")
+          .Register(registry_),
+      "state", kServerStateNames);
+  ShowState();
   auto& blocks = BuildGauge()
                      .Name("tidal_kv_blocks")
                      .Help(
@@ -289,6 +314,23 @@ void PrometheusMetrics::CountRefusal(Phase phase) {
   (phase == Phase::kLoading ? refused_loading_ : refused_draining_)->Increment();
 }
 
+void PrometheusMetrics::SetPhase(Phase phase) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  phase_ = phase;
+  ShowState();
+}
+
+void PrometheusMetrics::SetAlive(bool alive) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  is_alive_ = alive;
+  ShowState();
+}
+
+void PrometheusMetrics::ShowState() {
+  const auto state = static_cast<size_t>(StateOf(phase_, is_alive_));
+  for (size_t i = 0; i < server_states_.size(); ++i) server_states_[i]->Set(i == state ? 1 : 0);
+}
+
 void PrometheusMetrics::CountClientLimit(ClientLimit limit) {
   (limit == ClientLimit::kRequests ? refused_client_requests_ : refused_client_tokens_)
       ->Increment();
@@ -386,7 +428,10 @@ void PrometheusMetrics::OnLoadChanged(const EngineLoad& load) {
   gateway_cache_usage_->Set(usage);
 }
 
-void PrometheusMetrics::OnFault(const absl::Status& /*status*/) { faults_->Increment(); }
+void PrometheusMetrics::OnFault(const absl::Status& /*status*/) {
+  faults_->Increment();
+  SetAlive(false);
+}
 
 std::vector<prometheus::MetricFamily> PrometheusMetrics::Collect() const {
   {

@@ -53,6 +53,11 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   // The engine makes no progress; see ProgressWatch.
   void CountStall() { stalls_->Increment(); }
 
+  // Where the server is in its life, and whether its engine is alive, as tidal_server_state says:
+  // loading from the start, ready, draining, or dead.
+  void SetPhase(Phase phase);
+  void SetAlive(bool alive);
+
   void SetMemory(const MemoryUse& memory);
   // Names and values of the configuration, once.
   void SetConfig(const std::map<std::string, std::string>& labels, int32_t num_blocks);
@@ -76,9 +81,11 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   static constexpr size_t kNumStepKinds = 3;
   static constexpr size_t kNumStages = 3;
   static constexpr size_t kNumRejectionReasons = 4;
+  static constexpr size_t kNumServerStates = 4;
   static constexpr size_t kNumEndReasons = 9;
 
   void CreateGauges();
+  void ShowState() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CreateRpcCounters(const std::vector<std::string>& methods);
   void CreateCounters();
   void CreateHistograms();
@@ -97,6 +104,7 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   prometheus::Gauge* kv_cache_bytes_;
   prometheus::Gauge* workspace_bytes_;
   prometheus::Gauge* last_progress_;
+  std::array<prometheus::Gauge*, kNumServerStates> server_states_;  // by ServerState
 
   std::map<std::string, RpcCounters> rpc_counters_;
   std::array<prometheus::Counter*, kNumEndReasons> requests_finished_;  // by EndReason
@@ -139,6 +147,8 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   const bool gateway_metrics_;
 
   mutable std::mutex mutex_;
+  Phase phase_ ABSL_GUARDED_BY(mutex_) = Phase::kLoading;
+  bool is_alive_ ABSL_GUARDED_BY(mutex_) = true;
   std::function<absl::Duration()> progress_age_ ABSL_GUARDED_BY(mutex_);
 };
 
