@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "server/client_limits.h"
 #include "server/lifecycle.h"
 #include "server/request_validation.h"
+#include "server/stream_watch.h"
 #include "tidal/inference/v1/inference.pb.h"
 
 namespace tidal::server {
@@ -29,12 +31,16 @@ struct CallInfo {
   std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();
   std::string client = {};  // who calls, see AccessControl; empty where nobody knows
   std::optional<ClientLimits::Lease> lease = std::nullopt;
+  // Ends the call whether its client listens or not; valid until the call is done. May be empty.
+  std::function<void()> abort = {};
 };
 
 struct GenerateOptions {
   int64_t max_pending_response_bytes = 4 << 20;  // of a stream's slow reader
   int64_t max_unary_response_bytes = 64 << 20;
   bool log_prompts = false;
+  // Null: who reads nothing is waited for. Must outlive the calls.
+  StreamWatch* stream_watch = nullptr;
 };
 
 class GenerateCall {
@@ -56,6 +62,11 @@ class GenerateCall {
   void Cancel(absl::Status reason);
   // gRPC says that the client has gone or that its deadline has passed. Any thread.
   void CancelByClient();
+
+  // Ends the call at gRPC. Until gRPC is done with it.
+  void Abort() const {
+    if (info_.abort) info_.abort();
+  }
 
   // What the log shall say in the end. Any thread.
   void NoteDelta(const GenerationDelta& delta);

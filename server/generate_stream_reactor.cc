@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/clock.h"
 #include "server/proto_conversion.h"
 #include "server/status_mapping.h"
 
@@ -14,6 +15,7 @@ GenerateStreamReactor* GenerateStreamReactor::Start(CallInfo info, const Generat
   const std::shared_ptr<GenerateStreamReactor> reactor(
       new GenerateStreamReactor(std::move(info), options, std::move(admission)));
   reactor->self_ = reactor;
+  if (options.stream_watch != nullptr) options.stream_watch->Add(reactor.get());
   if (const absl::Status status = reactor->call_.Submit(request, reactor); !status.ok()) {
     reactor->OnFailed(status);
   }
@@ -41,6 +43,7 @@ void GenerateStreamReactor::OnWriteDone(bool ok) {
 void GenerateStreamReactor::OnCancel() { call_.CancelByClient(); }
 
 void GenerateStreamReactor::OnDone() {
+  if (StreamWatch* watch = call_.options().stream_watch; watch != nullptr) watch->Remove(this);
   call_.LogEnd();
   // Destroyed here, or by the engine thread on its way out of the last of its calls.
   const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
@@ -136,11 +139,30 @@ void GenerateStreamReactor::OnFailed(const absl::Status& status) {
   Perform(action);
 }
 
+// --- The watch's thread ---
+
+void GenerateStreamReactor::GiveUpIfStalled(absl::Time now, absl::Duration max_stall) {
+  const absl::Status too_slow = absl::ResourceExhaustedError(absl::StrCat(
+      "the stream is not read: nothing was taken for ", absl::FormatDuration(max_stall)));
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!is_busy_ || is_given_up_ || now - busy_since_ < max_stall) return;
+    is_given_up_ = true;
+    Discard(too_slow);
+    if (end_.has_value() && end_->ok()) end_ = too_slow;
+  }
+  call_.NoteFailed(too_slow);
+  call_.Cancel(too_slow);
+  // What is in flight would never be done, and nothing after it could be written.
+  call_.Abort();
+}
+
 // --- Both ---
 
 GenerateStreamReactor::Action GenerateStreamReactor::TakeNext() {
   if (is_busy_) return Action::kNone;
   is_busy_ = true;
+  busy_since_ = Clock::Monotonic()->Now();
   if (!discard_reason_.has_value()) {
     if (pending_started_.has_value()) {
       response_.mutable_started()->Swap(&*pending_started_);

@@ -15,15 +15,18 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "engine/generation_observer.h"
 #include "server/generate_call.h"
+#include "server/stream_watch.h"
 #include "tidal/inference/v1/inference.pb.h"
 
 namespace tidal::server {
 
 class GenerateStreamReactor
     : public grpc::ServerWriteReactor<inference::v1::GenerateStreamResponse>,
-      public GenerationObserver {
+      public GenerationObserver,
+      private StreamWatch::Stream {
  public:
   // The reactor of a new call, for gRPC's handler to return; it deletes itself.
   static GenerateStreamReactor* Start(CallInfo info, const GenerateOptions& options,
@@ -51,6 +54,9 @@ class GenerateStreamReactor
   GenerateStreamReactor(CallInfo info, const GenerateOptions& options,
                         absl::StatusOr<ActiveCall> admission);
 
+  // From the watch.
+  void GiveUpIfStalled(absl::Time now, absl::Duration max_stall) override;
+
   // The next event goes into response_, in the order started, progress, delta, finished.
   Action TakeNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Perform(Action action);
@@ -71,6 +77,8 @@ class GenerateStreamReactor
   // Set once nobody reads the output any more: why, and how the call shall end.
   std::optional<absl::Status> discard_reason_ ABSL_GUARDED_BY(mutex_);
   bool is_busy_ ABSL_GUARDED_BY(mutex_) = false;  // a write is in flight, or all is finished
+  absl::Time busy_since_ ABSL_GUARDED_BY(mutex_);
+  bool is_given_up_ ABSL_GUARDED_BY(mutex_) = false;
 
   Response response_;  // being written, or free where nothing is in flight
 };

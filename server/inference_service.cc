@@ -15,11 +15,12 @@ namespace {
 
 namespace api = ::tidal::inference::v1;
 
-CallInfo InfoOf(const grpc::CallbackServerContext& context, const char* method) {
+CallInfo InfoOf(grpc::CallbackServerContext* context, const char* method) {
   CallInfo info;
   info.method = method;
-  info.peer = context.peer();
-  info.deadline = context.deadline();
+  info.peer = context->peer();
+  info.deadline = context->deadline();
+  info.abort = [context] { context->TryCancel(); };
   return info;
 }
 
@@ -59,7 +60,7 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context,
 grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerContext* context,
                                                          const api::GenerateRequest* request,
                                                          api::GenerateResponse* response) {
-  CallInfo call = InfoOf(*context, "Generate");
+  CallInfo call = InfoOf(context, "Generate");
   absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
   return GenerateUnaryReactor::Start(std::move(call), options_, std::move(admission), *request,
                                      response);
@@ -67,7 +68,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerCon
 
 grpc::ServerWriteReactor<api::GenerateStreamResponse>* InferenceServiceImpl::GenerateStream(
     grpc::CallbackServerContext* context, const api::GenerateStreamRequest* request) {
-  CallInfo call = InfoOf(*context, "GenerateStream");
+  CallInfo call = InfoOf(context, "GenerateStream");
   absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
   return GenerateStreamReactor::Start(std::move(call), options_, std::move(admission), *request);
 }

@@ -36,6 +36,7 @@
 #include "server/server_config.h"
 #include "server/serving_model_state.h"
 #include "server/signal_watcher.h"
+#include "server/stream_watch.h"
 #include "server/tls_credentials.h"
 #include "server/token_file.h"
 #include "server/version.h"
@@ -193,9 +194,11 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
                                            transport.credential_reload_interval));
   ClientLimits client_limits(transport.client_limits, Clock::Monotonic());
   const CallAdmission admission(&lifecycle, metrics.get(), access.get(), &client_limits);
+  StreamWatch stream_watch(config.stalled_stream_timeout);
   InferenceServiceImpl inference_service(
       &admission, {.max_pending_response_bytes = config.max_pending_response_bytes,
-                   .log_prompts = config.log_prompts});
+                   .log_prompts = config.log_prompts,
+                   .stream_watch = &stream_watch});
   ModelServiceImpl model_service(&admission);
   AdminServiceImpl admin_service(&lifecycle, metrics.get(), admin_access.get());
   EngineMonitor monitor(metrics.get(), &lifecycle);

@@ -66,6 +66,8 @@ ABSL_FLAG(absl::Duration, liveness_timeout, absl::Seconds(120),
 ABSL_FLAG(ByteSize, max_receive_message_size, ByteSize{16 << 20}, "Largest request message");
 ABSL_FLAG(ByteSize, max_pending_response_size, ByteSize{4 << 20},
           "Generated but unread output at which a slow reader's request is cancelled");
+ABSL_FLAG(absl::Duration, stalled_stream_timeout, absl::Seconds(60),
+          "A stream whose client takes nothing of what is written for so long is cancelled");
 ABSL_FLAG(bool, gateway_metrics, false,
           "Also serve the vllm: metrics that Kubernetes inference gateways read");
 ABSL_FLAG(std::string, log_format, "text", "text or json");
@@ -233,6 +235,9 @@ absl::Status ReadServingFlags(ServerConfig* config) {
   config->shutdown_timeout = absl::GetFlag(FLAGS_shutdown_timeout);
   TIDAL_RETURN_IF_ERROR(
       CheckDuration("shutdown_timeout", config->shutdown_timeout, absl::ZeroDuration()));
+  config->stalled_stream_timeout = absl::GetFlag(FLAGS_stalled_stream_timeout);
+  TIDAL_RETURN_IF_ERROR(
+      CheckDuration("stalled_stream_timeout", config->stalled_stream_timeout, absl::Seconds(1)));
   config->liveness_timeout = absl::GetFlag(FLAGS_liveness_timeout);
   return CheckDuration("liveness_timeout", config->liveness_timeout, absl::Seconds(1));
 }

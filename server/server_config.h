@@ -34,6 +34,7 @@ struct ServerConfig {
   AttentionConfig attention;
   int64_t max_receive_message_bytes = 0;
   int64_t max_pending_response_bytes = 0;
+  absl::Duration stalled_stream_timeout;
   bool gateway_metrics = false;
   absl::Duration lame_duck_interval;
   absl::Duration shutdown_timeout;

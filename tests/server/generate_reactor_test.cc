@@ -255,6 +255,44 @@ TEST_F(GenerateReactorTest, CancelsAReaderBehindByMoreThanTheLimit) {
   ExpectNothingLeft();
 }
 
+class StalledStreamTest : public GenerateReactorTest {
+ protected:
+  void StartStalledStream(int num_tokens) {
+    TestServerOptions options;
+    options.generate.stream_watch = &watch_;
+    StartServer(options);
+    stream_.Stall();
+    CallInfo info = InfoWithoutDeadline();
+    info.abort = [this] { stream_.Cancel(); };
+    stream_.Run(GenerateStreamReactor::Start(std::move(info), server_->generate_options(),
+                                             server_->lifecycle().Admit(),
+                                             StreamRequestFor("hello", num_tokens)));
+  }
+
+  void ExpectGivenUp() {
+    stream_.WaitForEnd();
+    EXPECT_EQ(stream_.status().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_EQ(stream_.status().error_message(),
+              "the stream is not read: nothing was taken for 50ms");
+    EXPECT_FALSE(stream_.has_finished_event());
+    ExpectNothingLeft();
+  }
+
+  StreamWatch watch_{absl::Milliseconds(50)};
+  FakeStream stream_;
+};
+
+TEST_F(StalledStreamTest, IsGivenUpWhileItIsGenerated) {
+  StartStalledStream(4000);
+  ExpectGivenUp();
+}
+
+TEST_F(StalledStreamTest, IsGivenUpAfterTheEngineHasFinished) {
+  StartStalledStream(1);
+  ASSERT_TRUE(server_->engine().WaitUntilIdle(absl::Seconds(60)));
+  ExpectGivenUp();
+}
+
 TEST_F(GenerateReactorTest, NeverSaysOkToAReaderThatMissedItsOutput) {
   // The limit is exceeded by the very last tokens, so that the engine finishes before the cancel
   // reaches it.

@@ -197,6 +197,19 @@ TEST_F(SlowReaderTest, IsCancelledWhereTooMuchIsPending) {
   EXPECT_EQ(server_->NumCalls("GenerateStream", grpc::StatusCode::RESOURCE_EXHAUSTED), 1);
 }
 
+TEST_F(SlowReaderTest, ThatReadsNowAndThenIsWaitedFor) {
+  StreamWatch watch(absl::Hours(1));
+  TestServerOptions options;
+  options.generate.stream_watch = &watch;
+  StartStream(options);
+  ASSERT_TRUE(server_->engine().WaitUntilIdle(absl::Seconds(60)));
+  ReadToTheEnd();
+  EXPECT_TRUE(status_.ok()) << status_.error_message();
+  EXPECT_EQ(transcript_.num_tokens, kNumTokens);
+  ExpectNothingLeft(server_.get());
+  server_.reset();
+}
+
 TEST_F(SlowReaderTest, ThatVanishesLeavesNothingBehind) {
   StartStream({});
   context_.TryCancel();

@@ -89,6 +89,7 @@ TEST_F(ServerConfigTest, ReadsEveryFlag) {
                                                      "--liveness_timeout=10s",
                                                      "--max_receive_message_size=1MiB",
                                                      "--max_pending_response_size=64KiB",
+                                                     "--stalled_stream_timeout=7s",
                                                      "--gateway_metrics",
                                                      "--log_format=json",
                                                      "--log_level=debug",
@@ -121,6 +122,7 @@ TEST_F(ServerConfigTest, ReadsEveryFlag) {
   EXPECT_EQ(config->liveness_timeout, absl::Seconds(10));
   EXPECT_EQ(config->max_receive_message_bytes, 1 << 20);
   EXPECT_EQ(config->max_pending_response_bytes, 64 << 10);
+  EXPECT_EQ(config->stalled_stream_timeout, absl::Seconds(7));
   EXPECT_TRUE(config->gateway_metrics);
   EXPECT_EQ(config->log.format, LogFormat::kJson);
   EXPECT_EQ(config->log.level, LogLevel::debug);
