@@ -6,15 +6,15 @@
 
 namespace tidal::server {
 
-absl::StatusOr<ActiveCall> CallAdmission::Admit(const grpc::ServerContextBase& context) const {
-  TIDAL_RETURN_IF_ERROR(Identify(context).status());
+absl::StatusOr<ActiveCall> CallAdmission::Admit(const grpc::ServerContextBase& context,
+                                                CallInfo* call) const {
+  TIDAL_ASSIGN_OR_RETURN(call->client, Identify(context));
   return AdmitToServer();
 }
 
 absl::StatusOr<ActiveCall> CallAdmission::AdmitGeneration(const grpc::ServerContextBase& context,
                                                           CallInfo* call) const {
-  TIDAL_ASSIGN_OR_RETURN(call->client, Identify(context));
-  TIDAL_ASSIGN_OR_RETURN(ActiveCall admission, AdmitToServer());
+  TIDAL_ASSIGN_OR_RETURN(ActiveCall admission, Admit(context, call));
   ClientLimit exceeded = ClientLimit::kRequests;
   absl::StatusOr<ClientLimits::Lease> lease = limits_->Admit(call->client, &exceeded);
   if (!lease.ok()) {

@@ -23,12 +23,12 @@ class CallAdmission {
                 ClientLimits* limits)
       : lifecycle_(lifecycle), metrics_(metrics), access_(access), limits_(limits) {}
 
-  // A call that is answered at once: its client's limits do not count. UNAUTHENTICATED, or
-  // UNAVAILABLE unless serving.
-  absl::StatusOr<ActiveCall> Admit(const grpc::ServerContextBase& context) const;
+  // A call that is answered at once: its client's limits do not count. Sets the client of *call
+  // where it is known. UNAUTHENTICATED, or UNAVAILABLE unless serving.
+  absl::StatusOr<ActiveCall> Admit(const grpc::ServerContextBase& context, CallInfo* call) const;
 
   // A generation: as Admit, and RESOURCE_EXHAUSTED where the client's limits are reached. Whoever
-  // is admitted holds a lease in *call, whose client is set where it is known.
+  // is admitted holds a lease in *call.
   absl::StatusOr<ActiveCall> AdmitGeneration(const grpc::ServerContextBase& context,
                                              CallInfo* call) const;
 

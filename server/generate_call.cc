@@ -28,6 +28,16 @@ std::string FinishReasonName(FinishReason reason) {
 
 }  // namespace
 
+LogFields FieldsOf(const CallInfo& call, const absl::Status& status) {
+  LogFields fields = {{"method", std::string(call.method)},
+                      {"code", CodeName(status)},
+                      {"client", call.client},
+                      {"peer", call.peer}};
+  if (call.trace.has_value()) fields.emplace_back("trace_id", call.trace->trace_id);
+  if (!status.ok()) fields.emplace_back("error", std::string(status.message()));
+  return fields;
+}
+
 GenerateCall::GenerateCall(CallInfo info, const GenerateOptions& options,
                            absl::StatusOr<ActiveCall> admission)
     : info_(std::move(info)),
@@ -118,12 +128,8 @@ api::EffectiveAttention GenerateCall::effective_attention() const {
 
 void GenerateCall::LogEnd() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  LogFields fields = {
-      {"request_id", request_id_},       {"peer", info_.peer},
-      {"client", info_.client},          {"method", std::string(info_.method)},
-      {"code", CodeName(final_status_)},
-  };
-  if (!final_status_.ok()) fields.emplace_back("error", std::string(final_status_.message()));
+  LogFields fields = FieldsOf(info_, final_status_);
+  fields.emplace_back("request_id", request_id_);
   if (finished_.has_value()) {
     const Usage& usage = finished_->usage;
     const Timings& timings = finished_->timings;

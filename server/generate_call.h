@@ -18,8 +18,10 @@
 #include "engine/generation_observer.h"
 #include "server/client_limits.h"
 #include "server/lifecycle.h"
+#include "server/logging.h"
 #include "server/request_validation.h"
 #include "server/stream_watch.h"
+#include "server/trace_context.h"
 #include "tidal/inference/v1/inference.pb.h"
 
 namespace tidal::server {
@@ -33,7 +35,11 @@ struct CallInfo {
   std::optional<ClientLimits::Lease> lease = std::nullopt;
   // Ends the call whether its client listens or not; valid until the call is done. May be empty.
   std::function<void()> abort = {};
+  std::optional<TraceContext> trace = std::nullopt;
 };
+
+// What the log says of every call that has ended, and never what was in it.
+LogFields FieldsOf(const CallInfo& call, const absl::Status& status);
 
 struct GenerateOptions {
   int64_t max_pending_response_bytes = 4 << 20;  // of a stream's slow reader

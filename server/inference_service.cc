@@ -5,24 +5,15 @@
 #include <vector>
 
 #include "engine/backend/status_macros.h"
+#include "server/brief_call.h"
 #include "server/generate_stream_reactor.h"
 #include "server/generate_unary_reactor.h"
 #include "server/request_validation.h"
-#include "server/status_mapping.h"
 
 namespace tidal::server {
 namespace {
 
 namespace api = ::tidal::inference::v1;
-
-CallInfo InfoOf(grpc::CallbackServerContext* context, const char* method) {
-  CallInfo info;
-  info.method = method;
-  info.peer = context->peer();
-  info.deadline = context->deadline();
-  info.abort = [context] { context->TryCancel(); };
-  return info;
-}
 
 absl::Status TokenizeText(const api::TokenizeRequest& request, const ServingState& state,
                           api::TokenizeResponse* response) {
@@ -48,19 +39,12 @@ absl::Status DetokenizeIds(const api::DetokenizeRequest& request, const ServingS
   return absl::OkStatus();
 }
 
-grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context,
-                                    const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
-
 }  // namespace
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerContext* context,
                                                          const api::GenerateRequest* request,
                                                          api::GenerateResponse* response) {
-  CallInfo call = InfoOf(context, "Generate");
+  CallInfo call = DescribeCall(context, "Generate");
   absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
   return GenerateUnaryReactor::Start(std::move(call), options_, std::move(admission), *request,
                                      response);
@@ -68,7 +52,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::Generate(grpc::CallbackServerCon
 
 grpc::ServerWriteReactor<api::GenerateStreamResponse>* InferenceServiceImpl::GenerateStream(
     grpc::CallbackServerContext* context, const api::GenerateStreamRequest* request) {
-  CallInfo call = InfoOf(context, "GenerateStream");
+  CallInfo call = DescribeCall(context, "GenerateStream");
   absl::StatusOr<ActiveCall> admission = admission_->AdmitGeneration(*context, &call);
   return GenerateStreamReactor::Start(std::move(call), options_, std::move(admission), *request);
 }
@@ -76,17 +60,19 @@ grpc::ServerWriteReactor<api::GenerateStreamResponse>* InferenceServiceImpl::Gen
 grpc::ServerUnaryReactor* InferenceServiceImpl::Tokenize(grpc::CallbackServerContext* context,
                                                          const api::TokenizeRequest* request,
                                                          api::TokenizeResponse* response) {
-  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
-  return FinishNow(context,
-                   call.ok() ? TokenizeText(*request, call->state(), response) : call.status());
+  BriefCall call(*admission_, context, "Tokenize");
+  return call.Finish(call.admission().ok()
+                         ? TokenizeText(*request, call.admission()->state(), response)
+                         : call.admission().status());
 }
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::Detokenize(grpc::CallbackServerContext* context,
                                                            const api::DetokenizeRequest* request,
                                                            api::DetokenizeResponse* response) {
-  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
-  return FinishNow(context,
-                   call.ok() ? DetokenizeIds(*request, call->state(), response) : call.status());
+  BriefCall call(*admission_, context, "Detokenize");
+  return call.Finish(call.admission().ok()
+                         ? DetokenizeIds(*request, call.admission()->state(), response)
+                         : call.admission().status());
 }
 
 }  // namespace tidal::server

@@ -1,7 +1,7 @@
 #include "server/model_service.h"
 
+#include "server/brief_call.h"
 #include "server/proto_conversion.h"
-#include "server/status_mapping.h"
 #include "server/version.h"
 #include "server/violations.h"
 
@@ -53,10 +53,8 @@ api::GetModelInfoResponse DescribeModel(const std::string& name, const ServingMo
 grpc::ServerUnaryReactor* ModelServiceImpl::GetModelInfo(grpc::CallbackServerContext* context,
                                                          const api::GetModelInfoRequest* request,
                                                          api::GetModelInfoResponse* response) {
-  const absl::StatusOr<ActiveCall> call = admission_->Admit(*context);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(FillModelInfo(call, *request, response)));
-  return reactor;
+  BriefCall call(*admission_, context, "GetModelInfo");
+  return call.Finish(FillModelInfo(call.admission(), *request, response));
 }
 
 }  // namespace tidal::server

@@ -86,7 +86,8 @@ def wait_for(server, condition, seconds=20):
         if condition(metrics):
             return metrics
         assert time.monotonic() < deadline, {
-            name: value for name, value in metrics.items() if "cancel" in name or "_requests_" in name}
+            name: value for name, value in metrics.items()
+            if "cancel" in name or "_requests_" in name}
         time.sleep(0.02)
 
 
