@@ -6,6 +6,7 @@
 #include "cuda/kernels/decode_attention_context.cuh"
 #include "cuda/kernels/decode_attention_select.cuh"
 #include "cuda/kernels/decode_attention_sparse.cuh"
+#include "cuda/kernels/shared_memory.h"
 
 namespace tidal::cuda {
 namespace {
@@ -140,15 +141,13 @@ cudaError_t LaunchSparse(const DecodeAttentionLaunch& launch, const Arguments<T>
   // Every KV head is attended, even where all heads share a set.
   const int32_t max_tasks = std::max(launch.max_sets, arguments.cache.num_kv_heads);
   const int32_t cluster_size = std::min(kClusterBlocks, launch.device.max_cluster_size);
-  return Launch(launch, decode::SparseAttentionKernel<T, kHeadDim>,
+  // Not beside the blocks of the kernel in front: there is room for one more block a multiprocessor
+  // then, and not all clusters find four of them in one part of the device.
+  DecodeAttentionLaunch alone = launch;
+  alone.dependent = false;
+  return Launch(alone, decode::SparseAttentionKernel<T, kHeadDim>,
                 TaskGrid(launch, cluster_size, max_tasks), cluster_size, decode::kNumThreads,
                 decode::SparseSharedBytes<kHeadDim>(IsSm90(launch.device)), arguments);
-}
-
-template <typename... Parameters>
-cudaError_t AllowSharedBytes(void (*kernel)(Parameters...), size_t num_bytes) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(num_bytes));
 }
 
 template <typename T, int kHeadDim>

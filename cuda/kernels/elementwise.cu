@@ -1,6 +1,7 @@
 #include "cuda/kernels/elementwise.h"
 
 #include "cuda/kernels/ptx.cuh"
+#include "cuda/kernels/shared_memory.h"
 #include "engine/backend/step_batch.h"
 
 namespace tidal::cuda {
@@ -17,6 +18,9 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchRows(const ElementwiseLaunch& launch, const ModelDims& dims, size_t shared_bytes,
                        void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (!SupportsElementwise(dims) || launch.num_rows < 1) return cudaErrorInvalidValue;
+  if (cudaError_t error = AllowSharedBytes(kernel, shared_bytes); error != cudaSuccess) {
+    return error;
+  }
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/shared_memory.h"
 #include "cuda/kernels/skinny_linear_kernel.cuh"
 
 namespace tidal::cuda {
@@ -193,18 +194,14 @@ cudaError_t LaunchProduct(const SkinnyLaunch& launch, const Product& product, in
   return cudaLaunchKernelEx(&config, SkinnyLinearKernel<Product>, product, cut);
 }
 
-template <typename Product>
-cudaError_t AllowSharedBytes(int32_t shared_bytes) {
-  return cudaFuncSetAttribute(SkinnyLinearKernel<Product>,
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-}
-
 template <typename T>
 cudaError_t AllowSharedBytesOfProducts(int32_t shared_bytes) {
-  for (cudaError_t error : {AllowSharedBytes<AttentionInputProduct<T>>(shared_bytes),
-                            AllowSharedBytes<ResidualLinearProduct<T>>(shared_bytes),
-                            AllowSharedBytes<GateUpProduct<T>>(shared_bytes),
-                            AllowSharedBytes<LmHeadProduct<T>>(shared_bytes)}) {
+  const auto num_bytes = static_cast<size_t>(shared_bytes);
+  for (cudaError_t error :
+       {AllowSharedBytes(SkinnyLinearKernel<AttentionInputProduct<T>>, num_bytes),
+        AllowSharedBytes(SkinnyLinearKernel<ResidualLinearProduct<T>>, num_bytes),
+        AllowSharedBytes(SkinnyLinearKernel<GateUpProduct<T>>, num_bytes),
+        AllowSharedBytes(SkinnyLinearKernel<LmHeadProduct<T>>, num_bytes)}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
