@@ -65,7 +65,9 @@ absl::StatusOr<DecodeResult> StepBench::Decode(const DecodeCase& decode_case, in
       StepBytes(decode_case, decode_case.num_context_tokens + num_warmup + 0.5 * num_steps);
   const bool is_full = decode_case.mode == AttentionMode::kFull;
   const bool attends = decode_case.work == DecodeCase::Work::kWholeStep;
-  return DecodeResult{.method = !attends ? "projections" : is_full ? "full" : "tidal",
+  return DecodeResult{.method = !attends  ? "projections"
+                                : is_full ? "full"
+                                          : "tidal",
                       .num_streams = num_streams,
                       .num_context_tokens = decode_case.num_context_tokens + num_warmup,
                       .token_budget = is_full ? 0 : decode_case.selection.token_budget,

@@ -80,10 +80,8 @@ TEST(StepBenchTest, TimesDecodeStepsOfEachMethod) {
   EXPECT_LT(tidal->attended_share, 0.7);
   EXPECT_LT(tidal->step_bytes, full->step_bytes);
 
-  const auto projections = bench.Decode({.work = DecodeCase::Work::kProjections,
-                                         .num_streams = 2,
-                                         .num_context_tokens = 200},
-                                        2, 5);
+  const auto projections = bench.Decode(
+      {.work = DecodeCase::Work::kProjections, .num_streams = 2, .num_context_tokens = 200}, 2, 5);
   ASSERT_TRUE(projections.ok()) << projections.status();
   EXPECT_EQ(projections->method, "projections");
   EXPECT_EQ(projections->attended_share, 0.0);
