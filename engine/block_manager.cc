@@ -27,6 +27,13 @@ bool BlockManager::Allocate(int32_t count, std::vector<int32_t>* block_table) {
   return true;
 }
 
+int32_t BlockManager::CountFound(absl::Span<const BlockHash> prefix) const {
+  const auto missing = std::find_if(prefix.begin(), prefix.end(), [this](const BlockHash& hash) {
+    return !found_by_.contains(hash);
+  });
+  return static_cast<int32_t>(missing - prefix.begin());
+}
+
 std::optional<int32_t> BlockManager::AllocateAfterPrefix(absl::Span<const BlockHash> prefix,
                                                          int32_t num_blocks, int32_t num_spare,
                                                          std::vector<int32_t>* block_table) {

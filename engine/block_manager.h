@@ -44,6 +44,9 @@ class BlockManager {
   // many, changes nothing and returns false.
   [[nodiscard]] bool Allocate(int32_t count, std::vector<int32_t>* block_table);
 
+  // How many leading blocks of a prefix can be found.
+  int32_t CountFound(absl::Span<const BlockHash> prefix) const;
+
   // Fills the empty *block_table with `num_blocks` blocks: the longest beginning of `prefix`, at
   // most num_blocks hashes, that can be found, one more reference to each of its blocks, and then
   // new blocks. Returns the number found; or, where fewer than `num_spare` available blocks would

@@ -7,6 +7,15 @@
 #include "engine/check.h"
 
 namespace tidal {
+namespace {
+
+// Of a step's prefill tokens, the oldest prefill gets one in so many before any other gets some.
+constexpr int32_t kOldestPrefillShare = 4;
+
+// Waiting sequences that one step looks at, so that a long queue does not cost much.
+constexpr int kMaxExaminedSequences = 64;
+
+}  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options), blocks_(options.num_blocks) {
@@ -43,8 +52,6 @@ StepPlan Scheduler::PlanStep(bool may_preempt) {
     return plan;
   }
   PlanPrefills(&plan);
-  // What has just been taken from a sequence is not given to a newer one.
-  if (plan.preempted.empty()) AdmitWaiting(&plan);
   return plan;
 }
 
@@ -74,22 +81,98 @@ void Scheduler::PlanDecodes(bool may_preempt, StepPlan* plan) {
 }
 
 void Scheduler::PlanPrefills(StepPlan* plan) {
+  prefills_.clear();
   for (Sequence* sequence : running_) {
-    if (num_tokens_left_ == 0) return;
-    if (sequence->is_prefilling()) AddPrefillChunk(sequence, plan);
+    if (!sequence->is_prefilling()) continue;
+    AddPrefill({sequence, sequence->num_prefill_tokens() - sequence->num_computed_tokens});
+  }
+  // What has just been taken from a sequence is not given to a newer one.
+  if (plan->preempted.empty()) AdmitWaiting(plan);
+  const Prefill* oldest = OldestPrefill();
+  if (oldest == nullptr) return;
+  const int32_t num_reserved_tokens = NumReservedTokens(*oldest);
+  num_tokens_left_ -= num_reserved_tokens;
+  for (const Prefill& prefill : prefills_) {
+    const int32_t num_granted_tokens = &prefill == oldest ? num_reserved_tokens : 0;
+    const int32_t num_more_tokens =
+        std::min(prefill.num_tokens_to_go - num_granted_tokens, num_tokens_left_);
+    num_tokens_left_ -= num_more_tokens;
+    const int32_t num_tokens = num_granted_tokens + num_more_tokens;
+    if (num_tokens == 0) continue;
+    plan->chunks.push_back(
+        {.sequence = prefill.sequence, .num_tokens = num_tokens, .is_decode = false});
   }
 }
 
 void Scheduler::AdmitWaiting(StepPlan* plan) {
-  while (!waiting_.empty() && num_tokens_left_ > 0) {
-    Sequence* sequence = *waiting_.begin();
-    if (!TryAdmit(sequence)) return;  // nobody overtakes: a long prompt's turn comes
-    waiting_.erase(waiting_.begin());
+  int num_examined = 0;
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    if (num_running() == options_.max_running_requests || num_tokens_left_ == 0) return;
+    if (num_examined++ == kMaxExaminedSequences) return;
+    Sequence* sequence = *it;
+    // Shorter prompts may overtake one that could not compute anything now, so that they do not
+    // wait for it, but none that waits for blocks: a long prompt's turn comes.
+    if (!HasTokensFor({sequence, NumTokensToGoWhenAdmitted(sequence)})) {
+      ++it;
+      continue;
+    }
+    if (!TryAdmit(sequence)) return;
+    it = waiting_.erase(it);
     num_waiting_prompt_tokens_ -= sequence->num_prompt_tokens();
     running_.insert(sequence);
     plan->admitted.push_back(sequence);
-    AddPrefillChunk(sequence, plan);
+    AddPrefill({sequence, sequence->num_prefill_tokens() - sequence->num_computed_tokens});
   }
+}
+
+bool Scheduler::IsServedBefore(const Prefill& a, const Prefill& b) {
+  if (a.sequence->request.priority != b.sequence->request.priority) {
+    return a.sequence->request.priority > b.sequence->request.priority;
+  }
+  if (a.num_tokens_to_go != b.num_tokens_to_go) return a.num_tokens_to_go < b.num_tokens_to_go;
+  return a.sequence->ticket < b.sequence->ticket;
+}
+
+void Scheduler::AddPrefill(const Prefill& prefill) {
+  prefills_.insert(std::upper_bound(prefills_.begin(), prefills_.end(), prefill, IsServedBefore),
+                   prefill);
+}
+
+const Scheduler::Prefill* Scheduler::OldestPrefill() const {
+  const auto oldest = std::min_element(
+      prefills_.begin(), prefills_.end(),
+      [](const Prefill& a, const Prefill& b) { return ComesBefore()(a.sequence, b.sequence); });
+  return oldest == prefills_.end() ? nullptr : &*oldest;
+}
+
+int32_t Scheduler::NumReservedTokens(const Prefill& oldest) const {
+  return std::min(oldest.num_tokens_to_go,
+                  std::max(std::min(num_tokens_left_, 1), num_tokens_left_ / kOldestPrefillShare));
+}
+
+bool Scheduler::HasTokensFor(const Prefill& prefill) const {
+  const Prefill* oldest = OldestPrefill();
+  if (oldest == nullptr || ComesBefore()(prefill.sequence, oldest->sequence)) {
+    return num_tokens_left_ > 0;
+  }
+  int64_t num_tokens = num_tokens_left_;
+  if (!IsServedBefore(*oldest, prefill)) num_tokens -= NumReservedTokens(*oldest);
+  for (const Prefill& other : prefills_) {
+    if (!IsServedBefore(other, prefill)) break;
+    num_tokens -= other.num_tokens_to_go;
+  }
+  return num_tokens > 0;
+}
+
+int32_t Scheduler::NumTokensToGoWhenAdmitted(Sequence* sequence) const {
+  return sequence->num_prefill_tokens() - blocks_.CountFound(ReusablePrefix(sequence)) * kBlockSize;
+}
+
+absl::Span<const BlockHash> Scheduler::ReusablePrefix(Sequence* sequence) const {
+  if (!options_.prefix_caching) return {};
+  HashFullBlocks(sequence);
+  return absl::MakeConstSpan(sequence->block_hashes)
+      .first(static_cast<size_t>((sequence->num_prefill_tokens() - 1) / kBlockSize));
 }
 
 bool Scheduler::ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan* plan) {
@@ -110,16 +193,9 @@ bool Scheduler::ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan
 
 bool Scheduler::TryAdmit(Sequence* sequence) {
   if (num_running() == options_.max_running_requests) return false;
-  // At least one token is computed, or nothing would be drawn.
-  absl::Span<const BlockHash> prefix;
-  if (options_.prefix_caching) {
-    HashFullBlocks(sequence);
-    prefix = absl::MakeConstSpan(sequence->block_hashes)
-                 .first(static_cast<size_t>((sequence->num_prefill_tokens() - 1) / kBlockSize));
-  }
   // Each running sequence keeps a block to grow into, or admitting one would soon preempt it again.
   const std::optional<int32_t> num_cached_blocks =
-      blocks_.AllocateAfterPrefix(prefix, NumBlocksFor(sequence->num_tokens()),
+      blocks_.AllocateAfterPrefix(ReusablePrefix(sequence), NumBlocksFor(sequence->num_tokens()),
                                   /*num_spare=*/num_running(), &sequence->block_table);
   if (!num_cached_blocks.has_value()) return false;
   sequence->num_offered_blocks = *num_cached_blocks;
@@ -141,13 +217,6 @@ void Scheduler::Preempt(Sequence* sequence, StepPlan* plan) {
   ++sequence->num_preemptions;
   Enqueue(sequence);
   plan->preempted.push_back(sequence);
-}
-
-void Scheduler::AddPrefillChunk(Sequence* sequence, StepPlan* plan) {
-  const int32_t num_tokens_to_go = sequence->num_prefill_tokens() - sequence->num_computed_tokens;
-  const int32_t num_tokens = std::min(num_tokens_to_go, num_tokens_left_);
-  plan->chunks.push_back({.sequence = sequence, .num_tokens = num_tokens, .is_decode = false});
-  num_tokens_left_ -= num_tokens;
 }
 
 void Scheduler::ReleaseResources(Sequence* sequence) {

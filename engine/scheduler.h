@@ -1,6 +1,6 @@
 // Decides what each step computes: every running sequence's decode first, then chunks of prompts,
-// then, where room is left, sequences from the queue. Owns the queue, the running batch, the
-// sampler slots, the blocks and the prefix cache. Engine thread only.
+// short ones first, the oldest never without its share (README.md has the rule). Owns the queue,
+// the running batch, the sampler slots, the blocks and the prefix cache. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -88,6 +88,7 @@ class Scheduler {
   using Queue = std::set<Sequence*, ComesBefore>;
 
   void PlanDecodes(bool may_preempt, StepPlan* plan);
+  // Shares what decodes leave of the step's tokens among prefills, those admitted now included.
   void PlanPrefills(StepPlan* plan);
   void AdmitWaiting(StepPlan* plan);
 
@@ -96,9 +97,27 @@ class Scheduler {
   bool ReserveDecodeSlot(Sequence* sequence, bool may_preempt, StepPlan* plan);
   bool TryAdmit(Sequence* sequence);
   void Preempt(Sequence* sequence, StepPlan* plan);
-  void AddPrefillChunk(Sequence* sequence, StepPlan* plan);
   void ReleaseResources(Sequence* sequence);
 
+  // A sequence that prefills in the step being planned.
+  struct Prefill {
+    Sequence* sequence;
+    int32_t num_tokens_to_go;
+  };
+  // Whether `a` gets its tokens before `b`: by priority, then the one that is done sooner.
+  static bool IsServedBefore(const Prefill& a, const Prefill& b);
+  void AddPrefill(const Prefill& prefill);
+  // The one that comes before all others in the queue's order; null where nothing prefills.
+  const Prefill* OldestPrefill() const;
+  // Tokens that the oldest prefill gets before any other.
+  int32_t NumReservedTokens(const Prefill& oldest) const;
+  // Whether the step being planned has tokens for one more prefill.
+  bool HasTokensFor(const Prefill& prefill) const;
+  // What a waiting sequence would have to compute.
+  int32_t NumTokensToGoWhenAdmitted(Sequence* sequence) const;
+
+  // The hashes of the blocks that a sequence may take over: at least one token is left to compute.
+  absl::Span<const BlockHash> ReusablePrefix(Sequence* sequence) const;
   // Makes block_hashes reach as far as the sequence's tokens fill blocks.
   void HashFullBlocks(Sequence* sequence) const;
   // Lets others find the sequence's blocks that are full, and exact.
@@ -111,7 +130,9 @@ class Scheduler {
   Queue running_;
   int64_t num_waiting_prompt_tokens_ = 0;
   std::vector<int32_t> free_sampler_slots_;
-  int32_t num_tokens_left_ = 0;  // of the step being planned
+  // Of the step being planned.
+  int32_t num_tokens_left_ = 0;
+  std::vector<Prefill> prefills_;  // in the order in which they are served
 };
 
 }  // namespace tidal

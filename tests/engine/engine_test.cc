@@ -229,6 +229,32 @@ TEST_P(EngineTest, RefusesAFlushAfterTheEnd) {
   EXPECT_EQ(engine_->FlushPrefixCache().status().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_P(EngineTest, AShortRequestHasItsFirstTokenFourStepsAfterItsSubmission) {
+  constexpr size_t kSubmittedInStep = 3;
+  constexpr int32_t kNumShortTokens = 20;
+  const Request long_request = MakeRequest(480, 4);
+  const Request short_request = MakeRequest(kNumShortTokens, 4);
+  const auto generation = std::make_shared<RecordingGenerationObserver>();
+  size_t num_launches = 0;
+  runner_->set_on_launch([&](const StepBatch&) {
+    if (++num_launches != kSubmittedInStep) return absl::OkStatus();
+    return engine_->Submit(short_request, generation).status();
+  });
+  engine_->Start();
+  SubmitOk(long_request)->WaitForEnd();
+  generation->WaitForEnd();
+  EXPECT_EQ(generation->token_ids(), ExpectedTokens(short_request.prompt_token_ids, 4));
+  const auto steps = runner_->launched_steps();
+  size_t first_token_step = 0;
+  for (size_t i = steps.size(); i-- > 0;) {
+    for (const auto& chunk : steps[i]) {
+      if (chunk.samples && chunk.num_context_tokens == kNumShortTokens) first_token_step = i + 1;
+    }
+  }
+  EXPECT_GT(first_token_step, kSubmittedInStep);
+  EXPECT_LE(first_token_step, kSubmittedInStep + 4);
+}
+
 TEST_P(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
   next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : kEos; };
   engine_->Start();

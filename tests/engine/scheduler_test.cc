@@ -174,6 +174,93 @@ std::vector<int32_t> CountingTokens(int32_t count) {
   return token_ids;
 }
 
+// Steps until `sequence` has its first token.
+int StepsToFirstToken(Scheduler* scheduler, const Sequence* sequence,
+                      const std::function<StepPlan(Scheduler*)>& step) {
+  int num_steps = 0;
+  for (; sequence->num_generated_tokens() == 0 && num_steps < 100'000; ++num_steps) {
+    step(scheduler);
+  }
+  return num_steps;
+}
+
+TEST_F(SchedulerTest, AShortPromptHasItsFirstTokenFourStepsAfterItComesBesideALongPrefill) {
+  for (const int32_t max_batch_tokens : {64, 256, 2048}) {
+    for (const int num_long_prompts : {1, 3}) {
+      Scheduler scheduler({.max_batch_tokens = max_batch_tokens,
+                           .max_running_requests = 16,
+                           .num_blocks = 4 * 100'000 / kBlockSize});
+      for (int i = 0; i < 8; ++i) AddSequence(&scheduler, 4);  // these decode all the time
+      Step(&scheduler);
+      for (int i = 0; i < num_long_prompts; ++i) AddSequence(&scheduler, 100'000);
+      Step(&scheduler);
+      const Sequence* short_one = AddSequence(&scheduler, 100);
+      EXPECT_LE(StepsToFirstToken(&scheduler, short_one, Step), 4)
+          << max_batch_tokens << " tokens a step, " << num_long_prompts << " long prompts";
+    }
+  }
+}
+
+TEST_F(SchedulerTest, ALongPrefillGetsOnHoweverManyShortPromptsCome) {
+  constexpr int32_t kNumTokens = 20'000;
+  constexpr int32_t kMaxBatchTokens = 256;
+  Scheduler scheduler({.max_batch_tokens = kMaxBatchTokens,
+                       .max_running_requests = 32,
+                       .num_blocks = 2 * kNumTokens / kBlockSize});
+  const Sequence* long_one = AddSequence(&scheduler, kNumTokens);
+  const auto step_among_short_prompts = [this](Scheduler* full) {
+    // More than a step computes; each ends after its first token.
+    while (full->num_waiting() < 8) AddSequence(full, 100);
+    const StepPlan plan = Step(full);
+    for (const ScheduledChunk& chunk : plan.chunks) {
+      if (chunk.sequence->num_prompt_tokens() == kNumTokens ||
+          chunk.sequence->num_generated_tokens() == 0) {
+        continue;
+      }
+      full->Remove(chunk.sequence);
+    }
+    return StepPlan();
+  };
+  const int num_steps = StepsToFirstToken(&scheduler, long_one, step_among_short_prompts);
+  EXPECT_LE(num_steps, 4 * kNumTokens / kMaxBatchTokens + 1) << "a quarter of each step";
+  EXPECT_GT(num_steps, 3 * kNumTokens / kMaxBatchTokens) << "and no more, while others want some";
+}
+
+TEST_F(SchedulerTest, ALongPromptThatOthersOvertakeHasItsTurnAfterTheOlderOnes) {
+  Scheduler scheduler(
+      {.max_batch_tokens = 64, .max_running_requests = 8, .num_blocks = 20'000 / kBlockSize});
+  AddSequence(&scheduler, 2000);
+  Sequence* second = AddSequence(&scheduler, 3000);
+  Step(&scheduler);
+  EXPECT_EQ(second->sampler_slot, -1) << "nothing could be computed of it yet";
+  Sequence* short_one = AddSequence(&scheduler, 20);
+  EXPECT_THAT(Step(&scheduler).admitted, ElementsAre(short_one));
+  EXPECT_LE(StepsToFirstToken(&scheduler, second, Step), (2000 + 3000) / 60);
+}
+
+TEST_F(SchedulerTest, AShortPromptOfLowerPriorityWaitsForALongOneOfAHigher) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 8, .num_blocks = 640});
+  Sequence* urgent = AddSequence(&scheduler, 640, /*priority=*/1);
+  Step(&scheduler);
+  Sequence* short_one = AddSequence(&scheduler, 20);
+  while (urgent->num_generated_tokens() == 0) {
+    EXPECT_EQ(short_one->num_generated_tokens(), 0);
+    Step(&scheduler);
+  }
+  EXPECT_LE(StepsToFirstToken(&scheduler, short_one, Step), 1);
+}
+
+TEST_F(SchedulerTest, AQuestionAboutACachedDocumentCountsAsShort) {
+  Scheduler scheduler({.max_batch_tokens = 256, .max_running_requests = 8, .num_blocks = 4096});
+  Sequence* first = AddSequence(&scheduler, CountingTokens(10'000));
+  StepsToFirstToken(&scheduler, first, Step);
+  scheduler.Remove(first);
+  AddSequence(&scheduler, 20'000);
+  Step(&scheduler);
+  const Sequence* second = AddSequence(&scheduler, CountingTokens(10'000));
+  EXPECT_EQ(StepsToFirstToken(&scheduler, second, Step), 1);
+}
+
 TEST_F(SchedulerTest, ASecondPromptComputesOnlyWhatIsNotCached) {
   Scheduler scheduler({.max_batch_tokens = 256, .max_running_requests = 4, .num_blocks = 64});
   const std::vector<int32_t> document = CountingTokens(100);
@@ -278,6 +365,44 @@ TEST_F(SchedulerTest, ThePreemptedFindTheirOwnBlocksAgain) {
   EXPECT_EQ(newest->num_cached_prompt_tokens, 0) << "a request's usage tells of its first prefill";
 }
 
+// However short of blocks: once nobody comes any more, everybody ends in no more steps than they
+// would need one after another, each with a quarter of the steps' tokens.
+TEST_F(SchedulerTest, PreemptionNeverLivelocks) {
+  constexpr SchedulerOptions kOptions{
+      .max_batch_tokens = 16, .max_running_requests = 6, .num_blocks = 12};
+  constexpr int32_t kMaxTokens = kOptions.num_blocks * kBlockSize;
+  std::mt19937 random(5);
+  int num_preemptions = 0;
+  const int64_t num_walks = NumRandomWalkSteps(50'000) / 250;
+  for (int64_t walk = 0; walk < num_walks; ++walk) {
+    Scheduler scheduler(kOptions);
+    std::map<Sequence*, int32_t> num_wanted;
+    int64_t num_steps_alone = 0;
+    for (int i = 0; i < 12; ++i) {
+      const auto num_prompt_tokens = static_cast<int32_t>(1 + random() % (kMaxTokens - 1));
+      const auto num_new_tokens = static_cast<int32_t>(
+          1 + random() % static_cast<uint32_t>(kMaxTokens - num_prompt_tokens));
+      Sequence* sequence =
+          AddSequence(&scheduler, num_prompt_tokens, static_cast<int32_t>(random() % 2));
+      num_wanted[sequence] = num_new_tokens;
+      num_steps_alone += 4 * num_prompt_tokens + num_new_tokens;
+      if (random() % 2 == 0) num_preemptions += static_cast<int>(Step(&scheduler).preempted.size());
+    }
+    int64_t num_steps = 0;
+    for (; !num_wanted.empty(); ++num_steps) {
+      ASSERT_LE(num_steps, num_steps_alone) << "walk " << walk;
+      num_preemptions += static_cast<int>(Step(&scheduler).preempted.size());
+      std::erase_if(num_wanted, [&](const auto& wanted) {
+        const bool is_done = wanted.first->num_generated_tokens() >= wanted.second;
+        if (is_done) scheduler.Remove(wanted.first);
+        return is_done;
+      });
+    }
+    sequences_.clear();
+  }
+  EXPECT_GT(num_preemptions, num_walks);
+}
+
 // Random arrivals, ends and aborts: the books balance, the step's limits hold, and everybody gets
 // on. Prompts are beginnings of few documents, so that many are cached.
 TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
@@ -309,6 +434,7 @@ TEST_F(SchedulerTest, KeepsItsInvariantsThroughARandomWalk) {
     ASSERT_LE(num_tokens, kOptions.max_batch_tokens);
     ASSERT_LE(scheduler.num_running(), kOptions.max_running_requests);
     ASSERT_EQ(plan.chunks.empty(), live.empty());
+    for (const ScheduledChunk& chunk : plan.chunks) ASSERT_GT(chunk.num_tokens, 0);
     std::map<int32_t, int32_t> num_holders;
     for (const auto& [ticket, sequence] : live) {
       for (const int32_t block : sequence->block_table) ++num_holders[block];
