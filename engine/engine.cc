@@ -232,8 +232,37 @@ void Engine::Accept(Submission submission) {
   auto sequence =
       std::make_unique<Sequence>(submission.ticket, std::move(submission.request),
                                  std::move(submission.observer), std::move(output_text));
+  if (const absl::Status status = CheckDeadline(sequence.get()); !status.ok()) {
+    return Refuse(*sequence, RejectionReason::kDeadline, status);
+  }
   scheduler_.Enqueue(sequence.get());
   sequences_.emplace(submission.ticket, std::move(sequence));
+}
+
+absl::Status Engine::CheckDeadline(Sequence* sequence) const {
+  const absl::Time deadline = sequence->request.deadline;
+  if (deadline == absl::InfiniteFuture() || fastest_prefill_rate_ == 0.0) return absl::OkStatus();
+  const int64_t num_tokens = scheduler_.MinTokensToFirstToken(sequence);
+  const absl::Duration needed =
+      absl::Seconds(static_cast<double>(num_tokens) / fastest_prefill_rate_);
+  const absl::Duration left = deadline - clock_->Now();
+  if (needed <= left) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat(
+      "the deadline in ", absl::FormatDuration(left), " would pass before the first token: ",
+      num_tokens, " prompt tokens are to be computed until then, which takes ",
+      absl::FormatDuration(needed), " at the fastest measured rate of ",
+      static_cast<int64_t>(fastest_prefill_rate_), " tokens a second"));
+}
+
+void Engine::Refuse(const Sequence& sequence, RejectionReason reason, const absl::Status& status) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    observer_->OnRejected(reason);
+    live_ids_.erase(sequence.request.id);
+    if (live_ids_.empty()) became_idle_.notify_all();
+  }
+  PublishLoad();
+  sequence.observer->OnFailed(status);
 }
 
 void Engine::FlushFor(std::vector<Flush> flushes) {
@@ -368,6 +397,7 @@ absl::Status Engine::CollectStep() {
   StepReport report = step.report;
   report.duration = now - std::max(step.launch_time, last_step_end_);
   last_step_end_ = now;
+  MeasurePrefill(report);
   AccountAttention(step, &report);
   // Before the requests' owners hear of the tokens, so that what they see afterwards is true.
   observer_->OnStep(report);
@@ -380,6 +410,17 @@ absl::Status Engine::CollectStep() {
 Sequence* Engine::FindSequence(RequestTicket ticket) {
   const auto it = sequences_.find(ticket);
   return it == sequences_.end() ? nullptr : it->second.get();
+}
+
+void Engine::MeasurePrefill(const StepReport& report) {
+  // What nearly empty steps compute a second says little of what a full one would.
+  if (report.num_prefill_tokens * 2 < options_.max_batch_tokens) return;
+  if (report.duration <= absl::ZeroDuration()) return;
+  // Slow steps count slowly: a long context makes them, and others may be shorter.
+  constexpr double kForgetting = 0.98;
+  fastest_prefill_rate_ =
+      std::max(report.num_prefill_tokens / absl::ToDoubleSeconds(report.duration),
+               fastest_prefill_rate_ * kForgetting);
 }
 
 void Engine::AccountAttention(const StepInFlight& step, StepReport* report) {

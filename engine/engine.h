@@ -59,7 +59,8 @@ class Engine {
   // Queues a request; `observer` hears of it from then on. Any thread. Refuses, without calling
   // `observer`: INVALID_ARGUMENT for a request that can never fit, with the numbers; ALREADY_EXISTS
   // for a live id; RESOURCE_EXHAUSTED when the queue is full; UNAVAILABLE after Stop;
-  // INTERNAL after a fault.
+  // INTERNAL after a fault. A request whose deadline certainly passes before its first token fails
+  // with DEADLINE_EXCEEDED before the next step, without having been queued.
   absl::StatusOr<RequestTicket> Submit(Request request,
                                        std::shared_ptr<GenerationObserver> observer);
 
@@ -131,6 +132,10 @@ class Engine {
   void Run();
   Inbox TakeInbox();
   void Accept(Submission submission);
+  // DEADLINE_EXCEEDED where not even the first token can come in time, with the numbers.
+  absl::Status CheckDeadline(Sequence* sequence) const;
+  // Ends a request that has not entered the queue.
+  void Refuse(const Sequence& sequence, RejectionReason reason, const absl::Status& status);
   void FlushFor(std::vector<Flush> flushes);
   void ExpireDeadlines();
 
@@ -162,6 +167,7 @@ class Engine {
   LaunchedChunk Describe(const ScheduledChunk& chunk) const;
 
   absl::Status CollectStep();
+  void MeasurePrefill(const StepReport& report);
   void AccountAttention(const StepInFlight& step, StepReport* report);
   void ReportProgress(const StepInFlight& step);
   void DeliverTokens(const StepInFlight& step, std::vector<SampledToken> sampled);
@@ -193,6 +199,9 @@ class Engine {
   StepBatch batch_;                                                          // engine thread only
   std::deque<StepInFlight> in_flight_;               // oldest first; engine thread only
   absl::Time last_step_end_ = absl::InfinitePast();  // engine thread only
+  // Prompt tokens a second of the fastest step of late, of those at least half full of them; 0
+  // before the first. Engine thread only.
+  double fastest_prefill_rate_ = 0.0;
 
   std::atomic<int64_t> last_progress_nanos_{0};
 

@@ -50,7 +50,13 @@ struct RequestReport {
   Timings timings;
 };
 
-enum class RejectionReason : uint8_t { kQueuedRequests, kQueuedTokens, kNeverFits, kDuplicateId };
+enum class RejectionReason : uint8_t {
+  kQueuedRequests,
+  kQueuedTokens,
+  kNeverFits,
+  kDuplicateId,
+  kDeadline,  // the first token would certainly come too late
+};
 
 class EngineObserver {
  public:

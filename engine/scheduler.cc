@@ -15,6 +15,15 @@ constexpr int32_t kOldestPrefillShare = 4;
 // Waiting sequences that one step looks at, so that a long queue does not cost much.
 constexpr int kMaxExaminedSequences = 64;
 
+// How many leading hashes two sequences have in common. Since each stands for all before it, the
+// equal ones come first.
+int64_t CountEqual(absl::Span<const BlockHash> a, absl::Span<const BlockHash> b) {
+  a = a.first(std::min(a.size(), b.size()));
+  const auto differs = std::partition_point(
+      a.begin(), a.end(), [&](const BlockHash& hash) { return hash == b[&hash - a.data()]; });
+  return differs - a.begin();
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options)
@@ -166,6 +175,31 @@ bool Scheduler::HasTokensFor(const Prefill& prefill) const {
 
 int32_t Scheduler::NumTokensToGoWhenAdmitted(Sequence* sequence) const {
   return sequence->num_prefill_tokens() - blocks_.CountFound(ReusablePrefix(sequence)) * kBlockSize;
+}
+
+int64_t Scheduler::MinTokensToFirstToken(Sequence* sequence) const {
+  const absl::Span<const BlockHash> prefix = ReusablePrefix(sequence);
+  int64_t num_reusable_blocks = blocks_.CountFound(prefix);
+  std::vector<Prefill> others;
+  const auto add = [&](Sequence* other, int32_t num_tokens_to_go) {
+    others.push_back({other, num_tokens_to_go});
+    num_reusable_blocks = std::max(num_reusable_blocks, CountEqual(prefix, other->block_hashes));
+  };
+  for (Sequence* other : running_) {
+    add(other, std::max(other->num_prefill_tokens() - other->num_computed_tokens, 0));
+  }
+  int num_examined = 0;
+  for (Sequence* other : waiting_) {
+    if (num_examined++ == kMaxExaminedSequences) break;
+    add(other, NumTokensToGoWhenAdmitted(other));
+  }
+  const auto num_own_tokens =
+      static_cast<int32_t>(sequence->num_prefill_tokens() - num_reusable_blocks * kBlockSize);
+  int64_t num_tokens = num_own_tokens;
+  for (const Prefill& other : others) {
+    if (IsServedBefore(other, {sequence, num_own_tokens})) num_tokens += other.num_tokens_to_go;
+  }
+  return num_tokens;
 }
 
 absl::Span<const BlockHash> Scheduler::ReusablePrefix(Sequence* sequence) const {

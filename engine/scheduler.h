@@ -63,6 +63,11 @@ class Scheduler {
   // sequence alone always fits, as the engine refuses those that never would.
   StepPlan PlanStep(bool may_preempt = true);
 
+  // The fewest prompt tokens that will be computed until a sequence that is not enqueued yet can
+  // have its first token, unless others are cancelled: its own, but for those that are cached or
+  // that live sequences also have, and those of prefills that are served before it.
+  int64_t MinTokensToFirstToken(Sequence* sequence) const;
+
   // The step is launched: its chunks' tokens count as computed, and those it draws as drawn. Blocks
   // that are full now can be found by later sequences: their steps come after this one.
   void MarkLaunched(const StepPlan& plan);

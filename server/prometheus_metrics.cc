@@ -37,8 +37,8 @@ constexpr std::array<const char*, 9> kEndReasonNames = {
     "end_of_sequence", "stop_token", "stop_string", "length", "cancelled",
     "deadline",        "too_slow",   "shutdown",    "fault"};
 
-constexpr std::array<const char*, 4> kRejectionNames = {"queued_requests", "queued_tokens",
-                                                        "never_fits", "duplicate_id"};
+constexpr std::array<const char*, 5> kRejectionNames = {"queued_requests", "queued_tokens",
+                                                        "never_fits", "duplicate_id", "deadline"};
 // What the server can do for its clients: the values of the label `state`.
 enum class ServerState : uint8_t { kLoading, kReady, kDraining, kDead };
 constexpr std::array<const char*, 4> kServerStateNames = {"loading", "ready", "draining", "dead"};

@@ -80,7 +80,7 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
  private:
   static constexpr size_t kNumStepKinds = 3;
   static constexpr size_t kNumStages = 3;
-  static constexpr size_t kNumRejectionReasons = 4;
+  static constexpr size_t kNumRejectionReasons = 5;
   static constexpr size_t kNumServerStates = 4;
   static constexpr size_t kNumEndReasons = 9;
 

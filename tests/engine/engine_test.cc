@@ -443,6 +443,66 @@ TEST_P(EngineTest, EndsARequestWhoseDeadlineHasPassed) {
   EXPECT_EQ(engine_->load().num_used_blocks, 0);
 }
 
+// Steps of 32 tokens take 10 ms, and one has been measured.
+class EngineDeadlineTest : public EngineTest {
+ protected:
+  EngineDeadlineTest() {
+    runner_->set_on_collect([this] {
+      clock_.Advance(absl::Milliseconds(10));
+      return absl::OkStatus();
+    });
+    engine_->Start();
+    SubmitOk(MakeRequest(32, 1))->WaitForEnd();
+  }
+
+  Request WithDeadline(Request request, absl::Duration in) {
+    request.deadline = clock_.Now() + in;
+    return request;
+  }
+};
+
+TEST_P(EngineDeadlineTest, RefusesWhatCannotBeInTimeWithTheEstimate) {
+  // 480 tokens at 3200 a second.
+  const auto late = SubmitOk(WithDeadline(MakeRequest(480, 1), absl::Milliseconds(140)));
+  late->WaitForEnd();
+  EXPECT_EQ(late->failure().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(late->failure().message(),
+            "the deadline in 140ms would pass before the first token: 480 prompt tokens are to be "
+            "computed until then, which takes 150ms at the fastest measured rate of 3200 tokens a "
+            "second");
+  EXPECT_FALSE(late->started().has_value());
+  EXPECT_THAT(observer_.rejections(), ElementsAre(RejectionReason::kDeadline));
+  EXPECT_TRUE(engine_->WaitUntilIdle(absl::InfiniteDuration()));
+  EXPECT_EQ(engine_->load().num_waiting_requests, 0);
+  EXPECT_EQ(engine_->load().num_waiting_prompt_tokens, 0);
+  EXPECT_EQ(observer_.ended().size(), 1u) << "it never entered the queue";
+}
+
+TEST_P(EngineDeadlineTest, TakesWhatMayBeInTime) {
+  const auto generation = SubmitOk(WithDeadline(MakeRequest(480, 1), absl::Milliseconds(500)));
+  generation->WaitForEnd();
+  EXPECT_TRUE(generation->finished().has_value());
+}
+
+TEST_P(EngineDeadlineTest, CountsOnlyWhatIsNotCached) {
+  const Request request = MakeRequest(480, 1);
+  SubmitOk(request)->WaitForEnd();
+  const auto again = SubmitOk(WithDeadline(request, absl::Milliseconds(100)));
+  again->WaitForEnd();
+  EXPECT_TRUE(again->finished().has_value());
+}
+
+TEST_P(EngineDeadlineTest, TakesEverythingBeforeAStepHasBeenMeasured) {
+  Reset(SmallOptions());
+  engine_->Start();
+  const auto generation = SubmitOk(WithDeadline(MakeRequest(480, 1), absl::Milliseconds(1)));
+  generation->WaitForEnd();
+  EXPECT_TRUE(generation->finished().has_value()) << "this clock stands still";
+}
+
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, EngineDeadlineTest, ::testing::Values(1, 2),
+                         ::testing::PrintToStringParamName());
+
 TEST_P(EngineTest, PhasesAddUpToEndToEnd) {
   runner_->set_on_collect([this] {
     clock_.Advance(absl::Milliseconds(10));

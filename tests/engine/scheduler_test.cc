@@ -38,11 +38,24 @@ class SchedulerTest : public ::testing::Test {
   }
 
   Sequence* AddSequence(Scheduler* scheduler, Request request) {
+    Sequence* sequence = MakeSequence(std::move(request));
+    scheduler->Enqueue(sequence);
+    return sequence;
+  }
+
+  Sequence* MakeSequence(std::vector<int32_t> prompt_token_ids, int32_t priority) {
+    Request request;
+    request.prompt_token_ids = std::move(prompt_token_ids);
+    request.priority = priority;
+    return MakeSequence(std::move(request));
+  }
+
+  // One that waits nowhere yet.
+  Sequence* MakeSequence(Request request) {
     request.stopping.max_new_tokens = 1 << 20;
     sequences_.push_back(std::make_unique<Sequence>(++last_ticket_, std::move(request),
                                                     std::make_shared<RecordingGenerationObserver>(),
                                                     OutputText(nullptr, {})));
-    scheduler->Enqueue(sequences_.back().get());
     return sequences_.back().get();
   }
 
@@ -363,6 +376,23 @@ TEST_F(SchedulerTest, ThePreemptedFindTheirOwnBlocksAgain) {
   EXPECT_LT(plan.chunks[0].num_tokens, 16 + 16);
   EXPECT_EQ(newest->num_computed_tokens, num_tokens - 1);
   EXPECT_EQ(newest->num_cached_prompt_tokens, 0) << "a request's usage tells of its first prefill";
+}
+
+TEST_F(SchedulerTest, CountsWhatIsComputedBeforeAFirstTokenAtLeast) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 8, .num_blocks = 640});
+  const auto count = [this, &scheduler](std::vector<int32_t> prompt, int32_t priority = 0) {
+    Sequence* sequence = MakeSequence(std::move(prompt), priority);
+    return scheduler.MinTokensToFirstToken(sequence);
+  };
+  EXPECT_EQ(count(CountingTokens(500)), 500);
+  AddSequence(&scheduler, 400);
+  AddSequence(&scheduler, 600);
+  EXPECT_EQ(count(CountingTokens(500)), 500 + 400) << "the shorter one is served before";
+  EXPECT_EQ(count(CountingTokens(500), /*priority=*/1), 500) << "by priority nothing is";
+  Step(&scheduler);
+  EXPECT_EQ(count(CountingTokens(500)), 500 + 400 - 64);
+  AddSequence(&scheduler, CountingTokens(1000));
+  EXPECT_EQ(count(CountingTokens(500)), 500 - 496) << "may find most of it computed by then";
 }
 
 // However short of blocks: once nobody comes any more, everybody ends in no more steps than they
