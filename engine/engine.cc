@@ -58,7 +58,8 @@ absl::StatusOr<RequestTicket> Engine::Submit(Request request,
                                              std::shared_ptr<GenerationObserver> observer) {
   const std::lock_guard<std::mutex> lock(mutex_);
   TIDAL_RETURN_IF_ERROR(CheckAdmission(request));
-  const RequestTicket ticket = ++last_ticket_;
+  const RequestTicket ticket = last_ticket_ + 1;
+  last_ticket_ += static_cast<RequestTicket>(request.num_choices);
   const auto num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
   live_ids_.emplace(request.id, ticket);
   inbox_.num_prompt_tokens += num_prompt_tokens;
@@ -80,6 +81,10 @@ absl::Status Engine::CheckAdmission(const Request& request) {
   const int64_t num_tokens = num_prompt_tokens + request.stopping.max_new_tokens;
   if (num_prompt_tokens == 0 || request.stopping.max_new_tokens < 1) {
     return absl::InvalidArgumentError("a request has at least one prompt token and one new token");
+  }
+  if (request.num_choices < 1 || request.num_choices > kMaxChoices) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_choices: ", request.num_choices, " is not in [1, ", kMaxChoices, "]"));
   }
   if (num_tokens > max_request_tokens_) {
     return reject(RejectionReason::kNeverFits,
@@ -184,8 +189,8 @@ void Engine::Run() {
     Inbox inbox = TakeInbox();
     for (Submission& submission : inbox.submissions) Accept(std::move(submission));
     for (const Cancellation& cancellation : inbox.cancellations) {
-      const auto it = sequences_.find(cancellation.ticket);
-      if (it != sequences_.end()) Fail(it->second.get(), cancellation.reason);
+      const auto it = generations_.find(cancellation.ticket);
+      if (it != generations_.end()) Fail(it->second.get(), cancellation.reason);
     }
     if (inbox.stop_reason.has_value()) FailAll(*inbox.stop_reason);
     FlushFor(std::move(inbox.flushes));
@@ -225,18 +230,49 @@ void Engine::Accept(Submission submission) {
   if (request.sampling.min_new_tokens > 0) {
     request.sampling.suppressed_token_ids = EndingTokens(request, options_.eos_token_ids);
   }
+  auto generation = std::make_unique<Generation>();
+  generation->ticket = submission.ticket;
+  generation->request_id = request.id;
+  generation->num_choices = request.num_choices;
+  generation->observer = std::move(submission.observer);
+  generation->arrival_time = request.arrival_time;
+  generation->deadline = request.deadline;
+  // The choices share their prompt in any case: without prefix caching, with nobody else.
+  if (request.num_choices > 1 && !options_.prefix_caching) {
+    request.cache_salt = absl::StrCat(submission.ticket);
+  }
+  std::unique_ptr<Sequence> sequence =
+      MakeSequence(submission.ticket, std::move(request), /*choice_index=*/0);
+  if (const absl::Status status = CheckDeadline(sequence.get()); !status.ok()) {
+    return Refuse(*generation, RejectionReason::kDeadline, status);
+  }
+  Enqueue(std::move(sequence), generation.get());
+  generations_.emplace(generation->ticket, std::move(generation));
+}
+
+std::unique_ptr<Sequence> Engine::MakeSequence(RequestTicket ticket, Request request,
+                                               int32_t choice_index) const {
   OutputText output_text(tokenizer_,
                          {.skip_special_tokens = request.skip_special_tokens,
                           .stop_strings = request.stopping.stop_strings,
                           .include_stop_in_output = request.stopping.include_stop_in_output});
-  auto sequence =
-      std::make_unique<Sequence>(submission.ticket, std::move(submission.request),
-                                 std::move(submission.observer), std::move(output_text));
-  if (const absl::Status status = CheckDeadline(sequence.get()); !status.ok()) {
-    return Refuse(*sequence, RejectionReason::kDeadline, status);
-  }
+  return std::make_unique<Sequence>(ticket, std::move(request), std::move(output_text),
+                                    choice_index);
+}
+
+void Engine::Enqueue(std::unique_ptr<Sequence> sequence, Generation* generation) {
   scheduler_.Enqueue(sequence.get());
-  sequences_.emplace(submission.ticket, std::move(sequence));
+  generation->live_choices.push_back(sequence.get());
+  sequences_.emplace(sequence->ticket, std::move(sequence));
+}
+
+void Engine::EnqueueOtherChoices(const Sequence& first, Generation* generation) {
+  for (int32_t index = 1; index < generation->num_choices; ++index) {
+    const auto offset = static_cast<uint64_t>(index);
+    Request request = first.request;
+    request.sampling.seed += offset;
+    Enqueue(MakeSequence(generation->ticket + offset, std::move(request), index), generation);
+  }
 }
 
 absl::Status Engine::CheckDeadline(Sequence* sequence) const {
@@ -254,15 +290,16 @@ absl::Status Engine::CheckDeadline(Sequence* sequence) const {
       static_cast<int64_t>(fastest_prefill_rate_), " tokens a second"));
 }
 
-void Engine::Refuse(const Sequence& sequence, RejectionReason reason, const absl::Status& status) {
+void Engine::Refuse(const Generation& generation, RejectionReason reason,
+                    const absl::Status& status) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     observer_->OnRejected(reason);
-    live_ids_.erase(sequence.request.id);
+    live_ids_.erase(generation.request_id);
     if (live_ids_.empty()) became_idle_.notify_all();
   }
   PublishLoad();
-  sequence.observer->OnFailed(status);
+  generation.observer->OnFailed(status);
 }
 
 void Engine::FlushFor(std::vector<Flush> flushes) {
@@ -275,14 +312,17 @@ void Engine::FlushFor(std::vector<Flush> flushes) {
 
 void Engine::ExpireDeadlines() {
   const absl::Time now = clock_->Now();
-  std::vector<Sequence*> expired;
-  for (const auto& [ticket, sequence] : sequences_) {
-    if (sequence->request.deadline <= now) expired.push_back(sequence.get());
+  std::vector<Generation*> expired;
+  for (const auto& [ticket, generation] : generations_) {
+    if (generation->deadline <= now) expired.push_back(generation.get());
   }
-  for (Sequence* sequence : expired) {
-    Fail(sequence,
-         absl::DeadlineExceededError(absl::StrCat(
-             "the deadline passed after ", sequence->num_generated_tokens(), " generated tokens")));
+  for (Generation* generation : expired) {
+    int32_t num_generated_tokens = generation->usage.num_generated_tokens;
+    for (const Sequence* choice : generation->live_choices) {
+      num_generated_tokens += choice->num_generated_tokens();
+    }
+    Fail(generation, absl::DeadlineExceededError(absl::StrCat(
+                         "the deadline passed after ", num_generated_tokens, " generated tokens")));
   }
 }
 
@@ -317,9 +357,10 @@ absl::Status Engine::BindAdmitted(const StepPlan& plan) {
     TIDAL_RETURN_IF_ERROR(runner_->BindSampler(sequence->sampler_slot, sequence->request.sampling,
                                                sequence->request.prompt_token_ids,
                                                sequence->generated_token_ids()));
-    if (sequence->admission_time == absl::InfinitePast()) {
-      sequence->admission_time = clock_->Now();
-      sequence->observer->OnStarted(
+    Generation* generation = GenerationOf(*sequence);
+    if (generation->admission_time == absl::InfinitePast()) {
+      generation->admission_time = clock_->Now();
+      generation->observer->OnStarted(
           {.num_prompt_tokens = sequence->num_prompt_tokens(),
            .num_cached_prompt_tokens = sequence->num_cached_prompt_tokens});
     }
@@ -356,11 +397,13 @@ Engine::StepInFlight Engine::Describe(const StepPlan& plan) const {
     has_decodes = has_decodes || chunk.is_decode;
     if (chunk.is_decode) continue;
     step.report.num_prefill_tokens += chunk.num_tokens;
-    if (chunk.sequence->num_preemptions > 0) step.report.num_recomputed_tokens += chunk.num_tokens;
+    const bool is_recomputed =
+        chunk.sequence->num_preemptions > 0 || chunk.sequence->choice_index > 0;
+    if (is_recomputed) step.report.num_recomputed_tokens += chunk.num_tokens;
   }
   if (options_.prefix_caching) {
     for (const Sequence* sequence : plan.admitted) {
-      if (sequence->num_preemptions > 0) continue;
+      if (sequence->num_preemptions > 0 || sequence->choice_index > 0) continue;
       step.report.num_queried_tokens += sequence->num_prompt_tokens();
       step.report.num_cached_tokens += sequence->num_cached_prompt_tokens;
     }
@@ -423,6 +466,13 @@ void Engine::MeasurePrefill(const StepReport& report) {
                fastest_prefill_rate_ * kForgetting);
 }
 
+Generation* Engine::GenerationOf(const Sequence& sequence) {
+  const auto it =
+      generations_.find(sequence.ticket - static_cast<RequestTicket>(sequence.choice_index));
+  TIDAL_CHECK(it != generations_.end(), "a request lives as long as its choices");
+  return it->second.get();
+}
+
 void Engine::AccountAttention(const StepInFlight& step, StepReport* report) {
   const auto num_selection_layers =
       static_cast<int32_t>(plan_.LayersWithRole(LayerRole::kSelect).size());
@@ -444,7 +494,9 @@ void Engine::ReportProgress(const StepInFlight& step) {
   for (const LaunchedChunk& chunk : step.chunks) {
     const Sequence* sequence = FindSequence(chunk.ticket);
     if (sequence == nullptr || sequence->num_generated_tokens() > 0) continue;
-    sequence->observer->OnProgress(chunk.num_computed_tokens, sequence->num_prompt_tokens());
+    if (sequence->choice_index > 0) continue;  // the prompt is done
+    GenerationOf(*sequence)->observer->OnProgress(chunk.num_computed_tokens,
+                                                  sequence->num_prompt_tokens());
   }
 }
 
@@ -464,79 +516,97 @@ void Engine::DeliverTokens(const StepInFlight& step, std::vector<SampledToken> s
 
 void Engine::Deliver(Sequence* sequence, SampledToken token, absl::Time now) {
   const int32_t token_id = token.token_id;
+  Generation* generation = GenerationOf(*sequence);
   sequence->AppendToken(token_id);
-  if (sequence->num_generated_tokens() == 1) {
-    sequence->first_token_time = now;
-    observer_->OnFirstToken(now - sequence->request.arrival_time);
-  } else {
+  if (sequence->num_generated_tokens() > 1) {
     observer_->OnInterTokenLatency(now - sequence->last_token_time);
+  } else if (sequence->choice_index == 0) {
+    generation->first_token_time = now;
+    observer_->OnFirstToken(now - generation->arrival_time);
+    EnqueueOtherChoices(*sequence, generation);
   }
   sequence->last_token_time = now;
 
-  std::optional<Ending> ending = EndingAfter(*sequence, token_id);
+  std::optional<ChoiceEnding> ending = EndingAfter(*sequence, token_id);
   const bool is_hidden_stop = ending.has_value() && ending->matched_token_id.has_value() &&
                               !sequence->request.stopping.include_stop_in_output;
   GenerationDelta delta;
+  delta.choice_index = sequence->choice_index;
   if (!is_hidden_stop) {
     const bool match_stops =
         sequence->num_generated_tokens() >= sequence->request.sampling.min_new_tokens;
     delta.text = sequence->output_text.Append(token_id, match_stops);
   }
   if (sequence->output_text.matched_stop_string().has_value()) {
-    ending = Ending{.reason = FinishReason::kStopString, .matched_token_id = std::nullopt};
+    ending = ChoiceEnding{.reason = FinishReason::kStopString,
+                          .matched_stop_string = sequence->output_text.matched_stop_string()};
   } else if (ending.has_value()) {
     delta.text += sequence->output_text.Flush();
   }
   delta.tokens.push_back(std::move(token));
-  sequence->observer->OnDelta(std::move(delta));
-  if (ending.has_value()) Finish(sequence, *ending);
+  delta.ending = ending;
+  generation->observer->OnDelta(std::move(delta));
+  if (ending.has_value()) FinishChoice(sequence, *ending);
 }
 
-std::optional<Engine::Ending> Engine::EndingAfter(const Sequence& sequence,
-                                                  int32_t token_id) const {
+std::optional<ChoiceEnding> Engine::EndingAfter(const Sequence& sequence, int32_t token_id) const {
   const StoppingCriteria& stopping = sequence.request.stopping;
   if (Contains(stopping.stop_token_ids, token_id)) {
-    return Ending{FinishReason::kStopToken, token_id};
+    return ChoiceEnding{.reason = FinishReason::kStopToken, .matched_token_id = token_id};
   }
   if (!stopping.ignore_eos && Contains(options_.eos_token_ids, token_id)) {
-    return Ending{FinishReason::kEndOfSequence, token_id};
+    return ChoiceEnding{.reason = FinishReason::kEndOfSequence, .matched_token_id = token_id};
   }
   if (sequence.num_generated_tokens() >= stopping.max_new_tokens) {
-    return Ending{FinishReason::kLength, std::nullopt};
+    return ChoiceEnding{.reason = FinishReason::kLength};
   }
   return std::nullopt;
 }
 
-void Engine::Finish(Sequence* sequence, const Ending& ending) {
+void Engine::FinishChoice(Sequence* sequence, const ChoiceEnding& ending) {
+  Generation* generation = GenerationOf(*sequence);
+  if (sequence->choice_index == 0) generation->first_ending = ending;
+  if (generation->live_choices.size() > 1) {
+    RetireChoice(sequence, generation);
+    return PublishLoad();
+  }
   RequestReport report;
-  report.finish_reason = ending.reason;
-  const std::unique_ptr<Sequence> retired = Retire(sequence, &report);
+  report.finish_reason = generation->first_ending.reason;
+  const std::unique_ptr<Generation> retired = Retire(generation, &report);
   observer_->OnRequestEnded(report);
-  retired->observer->OnFinished({.reason = ending.reason,
-                                 .matched_stop_string = retired->output_text.matched_stop_string(),
-                                 .matched_token_id = ending.matched_token_id,
-                                 .usage = report.usage,
-                                 .timings = report.timings});
+  retired->observer->OnFinished(
+      {.ending = retired->first_ending, .usage = report.usage, .timings = report.timings});
 }
 
-void Engine::Fail(Sequence* sequence, const absl::Status& reason) {
+void Engine::Fail(Generation* generation, const absl::Status& reason) {
   RequestReport report;
   report.status = reason;
-  const std::unique_ptr<Sequence> retired = Retire(sequence, &report);
+  const std::unique_ptr<Generation> retired = Retire(generation, &report);
   observer_->OnRequestEnded(report);
   retired->observer->OnFailed(reason);
 }
 
-std::unique_ptr<Sequence> Engine::Retire(Sequence* sequence, RequestReport* report) {
-  report->id = sequence->request.id;
-  report->stage = sequence->stage();
-  report->usage = sequence->usage();
-  report->timings = sequence->TimingsUntil(clock_->Now());
+void Engine::RetireChoice(Sequence* sequence, Generation* generation) {
+  generation->Account(*sequence);
+  std::erase(generation->live_choices, sequence);
   scheduler_.Remove(sequence);
-  auto node = sequences_.extract(sequence->ticket);
+  sequences_.erase(sequence->ticket);
+}
+
+std::unique_ptr<Generation> Engine::Retire(Generation* generation, RequestReport* report) {
+  report->id = generation->request_id;
+  for (const Sequence* choice : generation->live_choices) {
+    report->stage = std::max(report->stage, choice->stage());
+  }
+  while (!generation->live_choices.empty()) {
+    RetireChoice(generation->live_choices.back(), generation);
+  }
+  report->usage = generation->usage;
+  report->timings = generation->TimingsUntil(clock_->Now());
+  auto node = generations_.extract(generation->ticket);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    live_ids_.erase(sequence->request.id);
+    live_ids_.erase(generation->request_id);
     if (live_ids_.empty()) became_idle_.notify_all();
   }
   // Before the owner hears of it, so that what it sees afterwards is true.
@@ -552,7 +622,7 @@ void Engine::FailAll(const absl::Status& reason) {
   }
   for (Submission& submission : rest.submissions) Accept(std::move(submission));
   FlushFor(std::move(rest.flushes));
-  while (!sequences_.empty()) Fail(sequences_.begin()->second.get(), reason);
+  while (!generations_.empty()) Fail(generations_.begin()->second.get(), reason);
 }
 
 void Engine::PublishLoad() {

@@ -64,7 +64,8 @@ class Engine {
   absl::StatusOr<RequestTicket> Submit(Request request,
                                        std::shared_ptr<GenerationObserver> observer);
 
-  // Ends a request with `reason` before the next step, wherever it is; its blocks are free then. A
+  // Ends a request, all of its choices, with `reason` before the next step, wherever it is; its
+  // blocks are free then. A
   // ticket that is not live any more is ignored. Any thread.
   void Cancel(RequestTicket ticket, absl::Status reason);
 
@@ -119,12 +120,6 @@ class Engine {
              !stop_reason.has_value();
     }
   };
-  // How a sequence ended well.
-  struct Ending {
-    FinishReason reason;
-    std::optional<int32_t> matched_token_id;
-  };
-
   absl::Status CheckAdmission(const Request& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // --- Engine thread only ---
@@ -132,10 +127,16 @@ class Engine {
   void Run();
   Inbox TakeInbox();
   void Accept(Submission submission);
+  std::unique_ptr<Sequence> MakeSequence(RequestTicket ticket, Request request,
+                                         int32_t choice_index) const;
+  void Enqueue(std::unique_ptr<Sequence> sequence, Generation* generation);
+  // The other choices of a request whose first one has computed the prompt. They find its full
+  // blocks in the cache.
+  void EnqueueOtherChoices(const Sequence& first, Generation* generation);
   // DEADLINE_EXCEEDED where not even the first token can come in time, with the numbers.
   absl::Status CheckDeadline(Sequence* sequence) const;
   // Ends a request that has not entered the queue.
-  void Refuse(const Sequence& sequence, RejectionReason reason, const absl::Status& status);
+  void Refuse(const Generation& generation, RejectionReason reason, const absl::Status& status);
   void FlushFor(std::vector<Flush> flushes);
   void ExpireDeadlines();
 
@@ -173,16 +174,20 @@ class Engine {
   void DeliverTokens(const StepInFlight& step, std::vector<SampledToken> sampled);
   // Null where it has ended.
   Sequence* FindSequence(RequestTicket ticket);
+  Generation* GenerationOf(const Sequence& sequence);
 
   // Appends a drawn token, tells the observer, and ends the sequence where it is time.
   void Deliver(Sequence* sequence, SampledToken token, absl::Time now);
-  std::optional<Ending> EndingAfter(const Sequence& sequence, int32_t token_id) const;
+  std::optional<ChoiceEnding> EndingAfter(const Sequence& sequence, int32_t token_id) const;
 
-  void Finish(Sequence* sequence, const Ending& ending);
-  void Fail(Sequence* sequence, const absl::Status& reason);
+  // A choice has ended; with the last one the request has.
+  void FinishChoice(Sequence* sequence, const ChoiceEnding& ending);
+  void Fail(Generation* generation, const absl::Status& reason);
   void FailAll(const absl::Status& reason);
-  // Takes the sequence out of schedule and books; what is returned keeps it alive for last words.
-  std::unique_ptr<Sequence> Retire(Sequence* sequence, RequestReport* report);
+  // Takes a choice out of schedule and books.
+  void RetireChoice(Sequence* sequence, Generation* generation);
+  // Takes a request without live choices out of the books; what is returned is for last words.
+  std::unique_ptr<Generation> Retire(Generation* generation, RequestReport* report);
   void PublishLoad();
   void MarkProgress();
 
@@ -196,7 +201,9 @@ class Engine {
 
   Scheduler scheduler_;                                                      // engine thread only
   absl::flat_hash_map<RequestTicket, std::unique_ptr<Sequence>> sequences_;  // engine thread only
-  StepBatch batch_;                                                          // engine thread only
+  absl::flat_hash_map<RequestTicket, std::unique_ptr<Generation>>
+      generations_;                                  // engine thread only
+  StepBatch batch_;                                  // engine thread only
   std::deque<StepInFlight> in_flight_;               // oldest first; engine thread only
   absl::Time last_step_end_ = absl::InfinitePast();  // engine thread only
   // Prompt tokens a second of the fastest step of late, of those at least half full of them; 0

@@ -14,6 +14,7 @@
 
 namespace tidal {
 
+// Of a request: tokens generated, positions and preemptions are those of all its choices together.
 struct Usage {
   int32_t num_prompt_tokens = 0;
   int32_t num_cached_prompt_tokens = 0;  // of these, found in the prefix cache
@@ -40,15 +41,23 @@ struct GenerationStarted {
   int32_t num_cached_prompt_tokens = 0;
 };
 
-struct GenerationDelta {
-  std::string text;  // whole UTF-8; may lag behind the tokens
-  std::vector<SampledToken> tokens;
+// How a choice ended.
+struct ChoiceEnding {
+  FinishReason reason = FinishReason::kLength;
+  std::optional<std::string> matched_stop_string = std::nullopt;
+  std::optional<int32_t> matched_token_id = std::nullopt;  // a stop or end-of-sequence token
 };
 
+struct GenerationDelta {
+  int32_t choice_index = 0;
+  std::string text;  // whole UTF-8; may lag behind the tokens
+  std::vector<SampledToken> tokens;
+  std::optional<ChoiceEnding> ending = std::nullopt;  // in the choice's last delta
+};
+
+// Every choice has ended.
 struct GenerationFinished {
-  FinishReason reason = FinishReason::kLength;
-  std::optional<std::string> matched_stop_string;
-  std::optional<int32_t> matched_token_id;  // a stop token or end-of-sequence token
+  ChoiceEnding ending;  // of choice 0
   Usage usage;
   Timings timings;
 };
@@ -58,6 +67,7 @@ class GenerationObserver {
   virtual ~GenerationObserver() = default;
 
   virtual void OnStarted(const GenerationStarted& started) = 0;
+  // Of the prompt's prefill, which the choices share.
   virtual void OnProgress(int32_t num_prefilled_tokens, int32_t num_total_tokens) = 0;
   virtual void OnDelta(GenerationDelta delta) = 0;
   virtual void OnFinished(const GenerationFinished& finished) = 0;

@@ -24,12 +24,17 @@ struct AttentionOptions {
   Selection selection;  // for kTidal and kQuest
 };
 
+inline constexpr int32_t kMaxChoices = 16;
+
 struct Request {
   std::string id;  // unique among live requests
   std::vector<int32_t> prompt_token_ids;
   SamplingParams sampling;
   StoppingCriteria stopping;
   AttentionOptions attention;
+  // Independent outputs of the one prompt, 1..kMaxChoices. Choice i draws as a request with the
+  // seed sampling.seed + i would, modulo 2^64.
+  int32_t num_choices = 1;
   bool skip_special_tokens = true;
   std::string cache_salt;   // prompts share cached blocks only where their salts are equal
   int32_t priority = 0;     // higher leaves the queue first

@@ -203,7 +203,7 @@ int64_t Scheduler::MinTokensToFirstToken(Sequence* sequence) const {
 }
 
 absl::Span<const BlockHash> Scheduler::ReusablePrefix(Sequence* sequence) const {
-  if (!options_.prefix_caching) return {};
+  if (!SharesBlocks(*sequence)) return {};
   HashFullBlocks(sequence);
   return absl::MakeConstSpan(sequence->block_hashes)
       .first(static_cast<size_t>((sequence->num_prefill_tokens() - 1) / kBlockSize));
@@ -261,6 +261,10 @@ void Scheduler::ReleaseResources(Sequence* sequence) {
   sequence->sampler_slot = -1;
 }
 
+bool Scheduler::SharesBlocks(const Sequence& sequence) const {
+  return options_.prefix_caching || sequence.request.num_choices > 1;
+}
+
 void Scheduler::HashFullBlocks(Sequence* sequence) const {
   std::vector<BlockHash>& hashes = sequence->block_hashes;
   const auto num_full_blocks = static_cast<size_t>(sequence->num_tokens() / kBlockSize);
@@ -275,7 +279,7 @@ void Scheduler::HashFullBlocks(Sequence* sequence) const {
 }
 
 void Scheduler::OfferBlocks(Sequence* sequence) {
-  if (!options_.prefix_caching) return;
+  if (!SharesBlocks(*sequence)) return;
   // Tokens that are drawn but not yet read have no hash.
   const int32_t num_blocks =
       std::min(sequence->num_exact_tokens, sequence->num_tokens()) / kBlockSize;

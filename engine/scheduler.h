@@ -17,7 +17,7 @@ struct SchedulerOptions {
   int32_t max_batch_tokens = 0;      // tokens a step
   int32_t max_running_requests = 0;  // at most max_batch_tokens, so that every decode has its place
   int32_t num_blocks = 0;
-  bool prefix_caching = true;
+  bool prefix_caching = true;  // otherwise only the choices of a request share their prompt
 };
 
 struct ScheduledChunk {
@@ -123,6 +123,8 @@ class Scheduler {
 
   // The hashes of the blocks that a sequence may take over: at least one token is left to compute.
   absl::Span<const BlockHash> ReusablePrefix(Sequence* sequence) const;
+  // Whether the sequence's blocks are found by others, and others' by it.
+  bool SharesBlocks(const Sequence& sequence) const;
   // Makes block_hashes reach as far as the sequence's tokens fill blocks.
   void HashFullBlocks(Sequence* sequence) const;
   // Lets others find the sequence's blocks that are full, and exact.

@@ -7,26 +7,27 @@ RequestStage Sequence::stage() const {
   return num_generated_tokens() == 0 ? RequestStage::kPrefill : RequestStage::kDecode;
 }
 
-Usage Sequence::usage() const {
-  return {.num_prompt_tokens = num_prompt_tokens(),
-          .num_cached_prompt_tokens = num_cached_prompt_tokens,
-          .num_generated_tokens = num_generated_tokens(),
-          .num_attended_tokens = num_attended_tokens,
-          .num_available_tokens = num_available_tokens,
-          .num_preemptions = num_preemptions};
+void Generation::Account(const Sequence& sequence) {
+  usage.num_prompt_tokens = sequence.num_prompt_tokens();
+  if (sequence.choice_index == 0) {
+    usage.num_cached_prompt_tokens = sequence.num_cached_prompt_tokens;
+  }
+  usage.num_generated_tokens += sequence.num_generated_tokens();
+  usage.num_attended_tokens += sequence.num_attended_tokens;
+  usage.num_available_tokens += sequence.num_available_tokens;
+  usage.num_preemptions += sequence.num_preemptions;
 }
 
-Timings Sequence::TimingsUntil(absl::Time end) const {
-  const absl::Time arrival = request.arrival_time;
+Timings Generation::TimingsUntil(absl::Time end) const {
   const bool was_admitted = admission_time != absl::InfinitePast();
   const bool has_tokens = first_token_time != absl::InfinitePast();
   const absl::Time admission = was_admitted ? admission_time : end;
   const absl::Time first_token = has_tokens ? first_token_time : end;
-  return {.queue = admission - arrival,
+  return {.queue = admission - arrival_time,
           .prefill = first_token - admission,
           .decode = end - first_token,
-          .end_to_end = end - arrival,
-          .time_to_first_token = has_tokens ? first_token - arrival : absl::ZeroDuration()};
+          .end_to_end = end - arrival_time,
+          .time_to_first_token = has_tokens ? first_token - arrival_time : absl::ZeroDuration()};
 }
 
 }  // namespace tidal

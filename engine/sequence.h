@@ -1,9 +1,11 @@
-// A request's state in the engine. Engine thread only; owned by the engine, scheduled by the
+// A request's state in the engine: a sequence for each of its choices, and a generation for what
+// they have in common. Engine thread only; owned by the engine, sequences are scheduled by the
 // scheduler.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,15 +19,16 @@
 
 namespace tidal {
 
-// Names a submitted request; grows with the order of submission and is never used twice.
+// Names a submitted request; grows with the order of submission and is never used twice. Choice i
+// of a request has its request's ticket + i.
 using RequestTicket = uint64_t;
 
 struct Sequence {
-  Sequence(RequestTicket ticket_in, Request request_in,
-           std::shared_ptr<GenerationObserver> observer_in, OutputText output_text_in)
+  Sequence(RequestTicket ticket_in, Request request_in, OutputText output_text_in,
+           int32_t choice_index_in = 0)
       : ticket(ticket_in),
+        choice_index(choice_index_in),
         request(std::move(request_in)),
-        observer(std::move(observer_in)),
         output_text(std::move(output_text_in)),
         token_ids(request.prompt_token_ids) {}
 
@@ -58,13 +61,10 @@ struct Sequence {
   }
 
   RequestStage stage() const;
-  Usage usage() const;
-  // Phases up to `end`; one that was never reached is empty.
-  Timings TimingsUntil(absl::Time end) const;
 
   const RequestTicket ticket;
-  const Request request;
-  const std::shared_ptr<GenerationObserver> observer;
+  const int32_t choice_index;
+  const Request request;  // with the choice's own seed
   OutputText output_text;
 
   std::vector<int32_t> token_ids;  // prompt, then generated, as far as they have been read
@@ -80,13 +80,31 @@ struct Sequence {
   std::vector<BlockHash> block_hashes;  // of leading full blocks of token_ids; made when needed
   int32_t sampler_slot = -1;            // -1 while waiting
 
-  absl::Time admission_time = absl::InfinitePast();  // first time out of the queue
-  absl::Time first_token_time = absl::InfinitePast();
   absl::Time last_token_time = absl::InfinitePast();
   int64_t num_attended_tokens = 0;
   int64_t num_available_tokens = 0;
   int32_t num_preemptions = 0;
   int32_t num_cached_prompt_tokens = 0;  // found in the cache at the first admission
+};
+
+struct Generation {
+  // Phases up to `end`; one that was never reached is empty.
+  Timings TimingsUntil(absl::Time end) const;
+  // Counts a choice that has ended.
+  void Account(const Sequence& sequence);
+
+  RequestTicket ticket = 0;
+  std::string request_id;
+  int32_t num_choices = 1;
+  std::shared_ptr<GenerationObserver> observer;
+  absl::Time arrival_time;
+  absl::Time deadline = absl::InfiniteFuture();
+
+  std::vector<Sequence*> live_choices;               // the first alone until its first token
+  absl::Time admission_time = absl::InfinitePast();  // of the first choice, first out of the queue
+  absl::Time first_token_time = absl::InfinitePast();
+  ChoiceEnding first_ending;  // of choice 0, once it has ended
+  Usage usage;                // of the choices that have ended
 };
 
 }  // namespace tidal

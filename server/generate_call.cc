@@ -66,6 +66,7 @@ absl::Status GenerateCall::SubmitRequest(Request request,
   request_id_ = request.id;
   seed_ = request.sampling.seed;
   returns_logprobs_ = request.sampling.return_logprobs;
+  num_choices_ = request.num_choices;
   num_prompt_tokens_ = static_cast<int32_t>(request.prompt_token_ids.size());
   attention_ = request.attention;
   TIDAL_ASSIGN_OR_RETURN(const RequestTicket ticket,
@@ -137,7 +138,7 @@ void GenerateCall::LogEnd() const {
                                       ? 1.0
                                       : static_cast<double>(usage.num_attended_tokens) /
                                             static_cast<double>(usage.num_available_tokens);
-    fields.insert(fields.end(), {{"finish_reason", FinishReasonName(finished_->reason)},
+    fields.insert(fields.end(), {{"finish_reason", FinishReasonName(finished_->ending.reason)},
                                  {"prompt_tokens", int64_t{usage.num_prompt_tokens}},
                                  {"cached_tokens", int64_t{usage.num_cached_prompt_tokens}},
                                  {"generated_tokens", int64_t{usage.num_generated_tokens}},

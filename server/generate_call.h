@@ -87,6 +87,7 @@ class GenerateCall {
   const std::string& request_id() const { return request_id_; }
   uint64_t seed() const { return seed_; }
   bool returns_logprobs() const { return returns_logprobs_; }
+  int32_t num_choices() const { return num_choices_; }
   inference::v1::EffectiveAttention effective_attention() const;
 
   const GenerateOptions& options() const { return options_; }
@@ -107,6 +108,7 @@ class GenerateCall {
   std::string prompt_text_;  // only with log_prompts
   uint64_t seed_ = 0;
   bool returns_logprobs_ = false;
+  int32_t num_choices_ = 1;
   int32_t num_prompt_tokens_ = 0;
   AttentionOptions attention_;
 

@@ -62,6 +62,7 @@ void GenerateStreamReactor::OnStarted(const GenerationStarted& started) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     pending_started_ = std::move(event);
+    pending_deltas_.resize(static_cast<size_t>(call_.num_choices()));
     action = TakeNext();
   }
   Perform(action);
@@ -95,8 +96,11 @@ void GenerateStreamReactor::OnDelta(GenerationDelta delta) {
           "the stream is read too slowly: more than ", max_bytes, " bytes of output are pending"));
       Discard(too_slow);
     } else {
-      AppendDelta(delta, with_logprobs, call_.state().tokenizer, &pending_delta_);
-      has_pending_delta_ = true;
+      PendingDelta& pending = pending_deltas_[static_cast<size_t>(delta.choice_index)];
+      pending.message.set_choice_index(delta.choice_index);
+      AppendDelta(delta, with_logprobs, call_.state().tokenizer, &pending.message);
+      pending.is_pending = true;
+      pending.num_bytes += num_bytes;
       num_pending_bytes_ += num_bytes;
       action = TakeNext();
     }
@@ -108,9 +112,7 @@ void GenerateStreamReactor::OnDelta(GenerationDelta delta) {
 void GenerateStreamReactor::OnFinished(const GenerationFinished& finished) {
   call_.NoteFinished(finished);
   Response::Finished event;
-  event.set_finish_reason(ToProto(finished.reason));
-  api::MatchedStop matched_stop;
-  if (MatchedStopToProto(finished, &matched_stop)) *event.mutable_matched_stop() = matched_stop;
+  SetEnding(finished.ending, &event);
   *event.mutable_usage() = ToProto(finished.usage);
   *event.mutable_timings() = ToProto(finished.timings);
   Action action = Action::kNone;
@@ -174,14 +176,7 @@ GenerateStreamReactor::Action GenerateStreamReactor::TakeNext() {
       pending_progress_.reset();
       return Action::kWrite;
     }
-    if (has_pending_delta_) {
-      // The buffers change places, and each keeps its capacity.
-      response_.mutable_delta()->Swap(&pending_delta_);
-      pending_delta_.Clear();
-      has_pending_delta_ = false;
-      num_pending_bytes_ = 0;
-      return Action::kWrite;
-    }
+    if (TakeDelta()) return Action::kWrite;
     if (pending_finished_.has_value()) {
       response_.mutable_finished()->Swap(&*pending_finished_);
       pending_finished_.reset();
@@ -191,6 +186,22 @@ GenerateStreamReactor::Action GenerateStreamReactor::TakeNext() {
   if (end_.has_value()) return Action::kFinish;
   is_busy_ = false;
   return Action::kNone;
+}
+
+bool GenerateStreamReactor::TakeDelta() {
+  for (size_t i = 0; i < pending_deltas_.size(); ++i) {
+    const size_t choice = (last_choice_ + 1 + i) % pending_deltas_.size();
+    PendingDelta& pending = pending_deltas_[choice];
+    if (!pending.is_pending) continue;
+    // The buffers change places, and each keeps its capacity.
+    response_.mutable_delta()->Swap(&pending.message);
+    pending.message.Clear();
+    pending.is_pending = false;
+    num_pending_bytes_ -= std::exchange(pending.num_bytes, 0);
+    last_choice_ = choice;
+    return true;
+  }
+  return false;
 }
 
 void GenerateStreamReactor::Perform(Action action) {
@@ -216,8 +227,7 @@ void GenerateStreamReactor::Discard(absl::Status reason) {
   discard_reason_ = std::move(reason);
   pending_started_.reset();
   pending_progress_.reset();
-  Response::Delta().Swap(&pending_delta_);  // gives its memory back
-  has_pending_delta_ = false;
+  std::vector<PendingDelta>().swap(pending_deltas_);  // gives its memory back
   num_pending_bytes_ = 0;
   pending_finished_.reset();
 }

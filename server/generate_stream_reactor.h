@@ -1,6 +1,6 @@
 // One GenerateStream call. The engine thread merges what comes into at most one pending event of
-// each kind and starts a write where none is in flight; gRPC's threads start the next one. So a
-// slow reader costs its own memory only, and that has a limit.
+// each kind, one delta for each choice, and starts a write where none is in flight; gRPC's threads
+// start the next one. So a slow reader costs its own memory only, and that has a limit.
 //
 // Lives until gRPC and the engine have both let go of it. Thread-safe, as both may call at once.
 #pragma once
@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -48,6 +49,13 @@ class GenerateStreamReactor
  private:
   using Response = inference::v1::GenerateStreamResponse;
 
+  // What came for one choice since its last delta was written.
+  struct PendingDelta {
+    bool is_pending = false;
+    Response::Delta message;
+    int64_t num_bytes = 0;
+  };
+
   // What to ask of gRPC once the mutex is free.
   enum class Action : uint8_t { kNone, kWrite, kWriteAndFinish, kFinish };
 
@@ -59,6 +67,8 @@ class GenerateStreamReactor
 
   // The next event goes into response_, in the order started, progress, delta, finished.
   Action TakeNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Moves the pending delta of the choice whose turn it is to response_; false where there is none.
+  bool TakeDelta() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Perform(Action action);
   void Discard(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -68,9 +78,9 @@ class GenerateStreamReactor
   std::mutex mutex_;
   std::optional<Response::Started> pending_started_ ABSL_GUARDED_BY(mutex_);
   std::optional<Response::Progress> pending_progress_ ABSL_GUARDED_BY(mutex_);
-  bool has_pending_delta_ ABSL_GUARDED_BY(mutex_) = false;
-  Response::Delta pending_delta_ ABSL_GUARDED_BY(mutex_);
-  int64_t num_pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<PendingDelta> pending_deltas_ ABSL_GUARDED_BY(mutex_);  // [num_choices]
+  size_t last_choice_ ABSL_GUARDED_BY(mutex_) = 0;                    // written last
+  int64_t num_pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;             // of all choices
   std::optional<Response::Finished> pending_finished_ ABSL_GUARDED_BY(mutex_);
   // Set once the engine, or the lack of a request in it, has ended the call.
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);

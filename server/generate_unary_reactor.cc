@@ -38,7 +38,9 @@ void GenerateUnaryReactor::OnStarted(const GenerationStarted& /*started*/) {
   response_->set_request_id(call_.request_id());
   *response_->mutable_attention() = call_.effective_attention();
   response_->set_seed(call_.seed());
-  response_->add_choices();
+  for (int32_t index = 0; index < call_.num_choices(); ++index) {
+    response_->add_choices()->set_index(index);
+  }
 }
 
 void GenerateUnaryReactor::OnProgress(int32_t /*num_prefilled_tokens*/,
@@ -57,16 +59,13 @@ void GenerateUnaryReactor::OnDelta(GenerationDelta delta) {
     }
     return;
   }
-  AppendDelta(delta, with_logprobs, call_.state().tokenizer, response_->mutable_choices(0));
+  AppendDelta(delta, with_logprobs, call_.state().tokenizer,
+              response_->mutable_choices(delta.choice_index));
 }
 
 void GenerateUnaryReactor::OnFinished(const GenerationFinished& finished) {
   if (!too_long_.ok()) return OnFailed(too_long_);  // its cancellation has come too late
   call_.NoteFinished(finished);
-  api::Choice* choice = response_->mutable_choices(0);
-  choice->set_finish_reason(ToProto(finished.reason));
-  api::MatchedStop matched_stop;
-  if (MatchedStopToProto(finished, &matched_stop)) *choice->mutable_matched_stop() = matched_stop;
   *response_->mutable_usage() = ToProto(finished.usage);
   *response_->mutable_timings() = ToProto(finished.timings);
   Finish(grpc::Status::OK);

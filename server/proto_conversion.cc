@@ -94,13 +94,13 @@ api::Timings ToProto(const Timings& timings) {
   return proto;
 }
 
-bool MatchedStopToProto(const GenerationFinished& finished, api::MatchedStop* matched_stop) {
-  if (finished.matched_stop_string.has_value()) {
-    matched_stop->set_text(*finished.matched_stop_string);
+bool MatchedStopToProto(const ChoiceEnding& ending, api::MatchedStop* matched_stop) {
+  if (ending.matched_stop_string.has_value()) {
+    matched_stop->set_text(*ending.matched_stop_string);
     return true;
   }
-  if (finished.matched_token_id.has_value()) {
-    matched_stop->set_token_id(*finished.matched_token_id);
+  if (ending.matched_token_id.has_value()) {
+    matched_stop->set_token_id(*ending.matched_token_id);
     return true;
   }
   return false;

@@ -24,13 +24,22 @@ api::Usage ToProto(const Usage& usage);
 api::Timings ToProto(const Timings& timings);
 
 // Leaves *matched_stop alone, and returns false, where nothing matched.
-bool MatchedStopToProto(const GenerationFinished& finished, api::MatchedStop* matched_stop);
+bool MatchedStopToProto(const ChoiceEnding& ending, api::MatchedStop* matched_stop);
 
 // The token's own log-probability and the most probable ones'. `tokenizer` null: no bytes.
 api::TokenLogprob LogprobToProto(const SampledToken& token, const Tokenizer* tokenizer);
 
-// Appends text, token ids and, where asked for, log-probabilities to an api::Choice or
-// api::GenerateStreamResponse::Delta.
+// Sets finish_reason and matched_stop of an api::Choice, api::GenerateStreamResponse::Delta or
+// api::GenerateStreamResponse::Finished.
+template <typename Output>
+void SetEnding(const ChoiceEnding& ending, Output* output) {
+  output->set_finish_reason(ToProto(ending.reason));
+  api::MatchedStop matched_stop;
+  if (MatchedStopToProto(ending, &matched_stop)) *output->mutable_matched_stop() = matched_stop;
+}
+
+// Appends text, token ids, where asked for log-probabilities, and in the end how the choice ended,
+// to an api::Choice or api::GenerateStreamResponse::Delta.
 template <typename Output>
 void AppendDelta(const GenerationDelta& delta, bool with_logprobs, const Tokenizer* tokenizer,
                  Output* output) {
@@ -39,6 +48,7 @@ void AppendDelta(const GenerationDelta& delta, bool with_logprobs, const Tokeniz
     output->add_token_ids(token.token_id);
     if (with_logprobs) *output->add_logprobs() = LogprobToProto(token, tokenizer);
   }
+  if (delta.ending.has_value()) SetEnding(*delta.ending, output);
 }
 
 // An estimate, never far too low, of what AppendDelta adds to the message on the wire, in bytes.

@@ -28,6 +28,7 @@ struct GenerateFields {
   const api::OutputOptions& output;
   const api::AttentionOptions& attention;
   std::optional<int32_t> priority;
+  int32_t num_choices;
   const std::string& cache_salt;
 };
 
@@ -43,6 +44,7 @@ GenerateFields FieldsOf(const Message& message) {
       .output = message.output(),
       .attention = message.attention(),
       .priority = message.has_priority() ? std::make_optional(message.priority()) : std::nullopt,
+      .num_choices = message.has_num_choices() ? message.num_choices() : 1,
       .cache_salt = message.cache_salt()};
 }
 
@@ -293,6 +295,8 @@ absl::StatusOr<Request> Validate(const GenerateFields& fields, const ValidationC
   request.attention = CheckAttention(fields.attention, context, &violations);
   request.priority = fields.priority.value_or(0);
   violations.CheckClosed("priority", request.priority, -100, 100);
+  request.num_choices = fields.num_choices;
+  violations.CheckClosed("num_choices", request.num_choices, 1, kMaxChoices);
   request.cache_salt = fields.cache_salt;
   if (request.cache_salt.size() > kMaxCacheSaltBytes) {
     violations.AddInvalid("cache_salt", absl::StrCat("has ", request.cache_salt.size(),

@@ -96,12 +96,12 @@ def test_what_is_not_served_is_refused_not_ignored(api, inference, attention):
 
 
 def test_unknown_fields_are_refused_not_ignored(api, server):
-    # Field 10, kept for the number of choices, as a newer client would send it.
-    serialized = api.inference_pb2.GenerateRequest(text="The").SerializeToString() + b"\x50\x02"
+    # Field 200, as a newer client might send it.
+    serialized = api.inference_pb2.GenerateRequest(text="The").SerializeToString() + b"\xc0\x0c\x02"
     with server.channel() as channel:
         call = channel.unary_unary("/tidal.inference.v1.InferenceService/Generate")
         error = refusal(call, serialized)
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED and "10" in error.details()
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED and "200" in error.details()
 
 
 def test_a_live_request_id_is_refused(api, inference):

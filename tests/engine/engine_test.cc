@@ -117,7 +117,7 @@ TEST_P(EngineTest, GeneratesUpToTheLengthAskedFor) {
   generation->WaitForEnd();
   EXPECT_EQ(generation->token_ids(), expected);
   ASSERT_TRUE(generation->finished().has_value());
-  EXPECT_EQ(generation->finished()->reason, FinishReason::kLength);
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kLength);
   EXPECT_EQ(generation->finished()->usage.num_prompt_tokens, 20);
   EXPECT_EQ(generation->finished()->usage.num_generated_tokens, 10);
   EXPECT_EQ(generation->started()->num_prompt_tokens, 20);
@@ -255,13 +255,129 @@ TEST_P(EngineTest, AShortRequestHasItsFirstTokenFourStepsAfterItsSubmission) {
   EXPECT_LE(first_token_step, kSubmittedInStep + 4);
 }
 
+TEST_P(EngineTest, ChoicesShareTheirPromptAndFinishTogether) {
+  for (const bool prefix_caching : {true, false}) {
+    EngineOptions options = SmallOptions();
+    options.prefix_caching = prefix_caching;
+    Reset(options);
+    std::vector<uint64_t> bound_seeds;
+    runner_->set_on_bind([&](const SamplingParams& params) { bound_seeds.push_back(params.seed); });
+    Request request = MakeRequest(100, 12);
+    request.num_choices = 4;
+    request.sampling.seed = ~uint64_t{0};
+    const int32_t num_steps_before = static_cast<int32_t>(observer_.steps().size());
+    const auto generation = SubmitOk(request);
+    engine_->Start();
+    generation->WaitForEnd();
+    EXPECT_EQ(generation->num_endings(), 1);
+    const auto choices = generation->choices();
+    ASSERT_EQ(choices.size(), 4u);
+    for (const auto& [index, choice] : choices) {
+      EXPECT_EQ(choice.token_ids, ExpectedTokens(request.prompt_token_ids, 12)) << index;
+      ASSERT_EQ(choice.endings.size(), 1u);
+      EXPECT_EQ(choice.endings[0].reason, FinishReason::kLength);
+    }
+    EXPECT_THAT(bound_seeds, ElementsAre(~uint64_t{0}, 0u, 1u, 2u)) << "seed + index";
+    const Usage usage = generation->finished()->usage;
+    EXPECT_EQ(usage.num_prompt_tokens, 100);
+    EXPECT_EQ(usage.num_cached_prompt_tokens, 0);
+    EXPECT_EQ(usage.num_generated_tokens, 48);
+    EXPECT_THAT(generation->progress(), ElementsAre(32, 64, 96, 100));
+    int32_t num_prefill_tokens = 0;
+    int32_t num_recomputed_tokens = 0;
+    const auto steps = observer_.steps();
+    for (size_t i = static_cast<size_t>(num_steps_before); i < steps.size(); ++i) {
+      num_prefill_tokens += steps[i].num_prefill_tokens;
+      num_recomputed_tokens += steps[i].num_recomputed_tokens;
+    }
+    EXPECT_EQ(num_prefill_tokens, 100 + 3 * 4) << "each other choice computes the partial block";
+    EXPECT_EQ(num_recomputed_tokens, 3 * 4);
+    EXPECT_TRUE(engine_->WaitUntilIdle(absl::InfiniteDuration()));
+    EXPECT_EQ(engine_->load().num_used_blocks, 0);
+    EXPECT_EQ(engine_->load().num_waiting_requests, 0);
+  }
+}
+
+TEST_P(EngineTest, ARequestLivesUntilItsLastChoiceHasEnded) {
+  // The first choice to draw ends at once, the others later.
+  int num_drawn = 0;
+  next_token_ = [&num_drawn](const std::vector<int32_t>& history) {
+    return num_drawn++ == 0 || history.size() >= 30 ? kEos : 'a';
+  };
+  engine_->Start();
+  Request request = MakeRequest(20, 100);
+  request.num_choices = 3;
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  const auto choices = generation->choices();
+  ASSERT_EQ(choices.size(), 3u);
+  EXPECT_EQ(choices.at(0).token_ids.size(), 1u);
+  EXPECT_EQ(choices.at(1).token_ids.size(), 11u);
+  EXPECT_EQ(choices.at(2).token_ids.size(), 11u);
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kEndOfSequence);
+  EXPECT_EQ(observer_.ended().size(), 1u);
+  EXPECT_THAT(observer_.times_to_first_token(), testing::SizeIs(1));
+}
+
+TEST_P(EngineTest, ACancelEndsAllChoices) {
+  engine_->Start();
+  // After choice 0 has ended, too.
+  for (const bool first_has_ended : {false, true}) {
+    int num_drawn = 0;
+    next_token_ = [&](const std::vector<int32_t>&) {
+      return first_has_ended && num_drawn++ == 0 ? kEos : 'a';
+    };
+    Request request = MakeRequest(20, 480);
+    request.num_choices = 16;  // more than run at once
+    RequestTicket ticket = 0;
+    const auto generation = SubmitOk(request, &ticket);
+    generation->WaitForTokens(1);
+    engine_->Cancel(ticket, absl::CancelledError("gone"));
+    generation->WaitForEnd();
+    EXPECT_EQ(generation->failure().code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(generation->num_endings(), 1);
+    EXPECT_TRUE(engine_->WaitUntilIdle(absl::InfiniteDuration()));
+    EXPECT_EQ(engine_->load().num_used_blocks, 0);
+    EXPECT_EQ(engine_->load().num_waiting_requests, 0);
+    SubmitOk(MakeRequest(4, 1))->WaitForEnd();  // also waits until next_token_ is free
+    engine_->FlushPrefixCache().IgnoreError();
+  }
+}
+
+TEST_P(EngineTest, PreemptedChoicesYieldWhatTheyWouldAlone) {
+  EngineOptions options = SmallOptions();
+  options.num_blocks = 14;
+  options.max_model_len = 192;
+  Reset(options);
+  engine_->Start();
+  Request request = MakeRequest(20, 100);
+  request.num_choices = 8;
+  const auto generation = SubmitOk(request);
+  generation->WaitForEnd();
+  for (const auto& [index, choice] : generation->choices()) {
+    EXPECT_EQ(choice.token_ids, ExpectedTokens(request.prompt_token_ids, 100)) << index;
+  }
+  EXPECT_GT(generation->finished()->usage.num_preemptions, 0);
+  EXPECT_EQ(engine_->load().num_used_blocks, 0);
+}
+
+TEST_P(EngineTest, RefusesMoreChoicesThanTheLimit) {
+  for (const int32_t num_choices : {0, 17}) {
+    Request request = MakeRequest(4, 4);
+    request.num_choices = num_choices;
+    const auto refused = engine_->Submit(request, std::make_shared<RecordingGenerationObserver>());
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr("is not in [1, 16]"));
+  }
+}
+
 TEST_P(EngineTest, EndsAtTheEndOfSequenceTokenAndHidesItsText) {
   next_token_ = [](const std::vector<int32_t>& history) { return history.size() < 6 ? 'a' : kEos; };
   engine_->Start();
   const auto generation = SubmitOk(MakeRequest(4, 100));
   generation->WaitForEnd();
-  EXPECT_EQ(generation->finished()->reason, FinishReason::kEndOfSequence);
-  EXPECT_EQ(generation->finished()->matched_token_id, kEos);
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kEndOfSequence);
+  EXPECT_EQ(generation->finished()->ending.matched_token_id, kEos);
   EXPECT_EQ(generation->text(), "aa");
   EXPECT_THAT(generation->token_ids(), ElementsAre('a', 'a', kEos));
 }
@@ -273,7 +389,7 @@ TEST_P(EngineTest, IgnoresTheEndOfSequenceTokenWhereAskedTo) {
   request.stopping.ignore_eos = true;
   const auto generation = SubmitOk(request);
   generation->WaitForEnd();
-  EXPECT_EQ(generation->finished()->reason, FinishReason::kLength);
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kLength);
   EXPECT_EQ(generation->token_ids().size(), 5u);
 }
 
@@ -285,7 +401,7 @@ TEST_P(EngineTest, EndsAtAStopTokenAndCanShowIt) {
   request.stopping.include_stop_in_output = true;
   const auto generation = SubmitOk(request);
   generation->WaitForEnd();
-  EXPECT_EQ(generation->finished()->reason, FinishReason::kStopToken);
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kStopToken);
   EXPECT_EQ(generation->text(), "aa!");
 }
 
@@ -299,8 +415,8 @@ TEST_P(EngineTest, EndsAtAStopStringAcrossTokens) {
   request.stopping.stop_strings = {"end is"};
   const auto generation = SubmitOk(request);
   generation->WaitForEnd();
-  EXPECT_EQ(generation->finished()->reason, FinishReason::kStopString);
-  EXPECT_EQ(generation->finished()->matched_stop_string, "end is");
+  EXPECT_EQ(generation->finished()->ending.reason, FinishReason::kStopString);
+  EXPECT_EQ(generation->finished()->ending.matched_stop_string, "end is");
   EXPECT_EQ(generation->text(), "the ");
 }
 
@@ -668,6 +784,7 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
         request.prompt_token_ids.assign(1 + random() % 100, static_cast<int32_t>(random() % 4));
         request.stopping.max_new_tokens = static_cast<int32_t>(1 + random() % 90);
         request.arrival_time = clock_.Now();
+        request.num_choices = static_cast<int32_t>(1 + random() % 3);
         const auto expected =
             ExpectedTokens(request.prompt_token_ids, request.stopping.max_new_tokens);
         const auto observer = std::make_shared<RecordingGenerationObserver>();
@@ -684,7 +801,9 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancelAtRandom) {
         observer->WaitForEnd();
         EXPECT_EQ(observer->num_endings(), 1);
         if (observer->finished().has_value()) {
-          EXPECT_EQ(observer->token_ids(), expected);
+          const auto choices = observer->choices();
+          EXPECT_EQ(choices.size(), static_cast<size_t>(request.num_choices));
+          for (const auto& [index, choice] : choices) EXPECT_EQ(choice.token_ids, expected);
         } else {
           EXPECT_TRUE(cancels);
         }

@@ -14,9 +14,10 @@ FakeModelRunner::FakeModelRunner(int32_t num_blocks, NextToken next_token,
       max_steps_in_flight_(max_steps_in_flight),
       cache_(static_cast<size_t>(num_blocks) * kBlockSize) {}
 
-absl::Status FakeModelRunner::BindSampler(int32_t slot, const SamplingParams& /*params*/,
+absl::Status FakeModelRunner::BindSampler(int32_t slot, const SamplingParams& params,
                                           absl::Span<const int32_t> prompt_token_ids,
                                           absl::Span<const int32_t> generated_token_ids) {
+  if (on_bind_) on_bind_(params);
   std::vector<int32_t>& history = bound_history_[slot];
   history.assign(prompt_token_ids.begin(), prompt_token_ids.end());
   history.insert(history.end(), generated_token_ids.begin(), generated_token_ids.end());

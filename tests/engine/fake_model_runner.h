@@ -29,6 +29,11 @@ class FakeModelRunner : public ModelRunner {
     on_launch_ = std::move(on_launch);
   }
 
+  // Called in each BindSampler, on the engine thread.
+  void set_on_bind(std::function<void(const SamplingParams&)> on_bind) {
+    on_bind_ = std::move(on_bind);
+  }
+
   absl::Status BindSampler(int32_t slot, const SamplingParams& params,
                            absl::Span<const int32_t> prompt_token_ids,
                            absl::Span<const int32_t> generated_token_ids) override;
@@ -65,6 +70,7 @@ class FakeModelRunner : public ModelRunner {
 
   const NextToken next_token_;
   const int32_t max_steps_in_flight_;
+  std::function<void(const SamplingParams&)> on_bind_;
   std::function<absl::Status(const StepBatch&)> on_launch_;
   std::function<absl::Status()> on_collect_;
   std::vector<CachedToken> cache_;                         // [num_blocks * kBlockSize]

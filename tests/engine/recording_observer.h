@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 
 namespace tidal {
 
+// text, token_ids and logprobs are those of choice 0.
 class RecordingGenerationObserver : public GenerationObserver {
  public:
   void OnStarted(const GenerationStarted& started) override {
@@ -26,8 +28,13 @@ class RecordingGenerationObserver : public GenerationObserver {
   }
   void OnDelta(GenerationDelta delta) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    text_ += delta.text;
-    tokens_.insert(tokens_.end(), delta.tokens.begin(), delta.tokens.end());
+    if (delta.choice_index == 0) {
+      text_ += delta.text;
+      tokens_.insert(tokens_.end(), delta.tokens.begin(), delta.tokens.end());
+    }
+    Choice& choice = choices_[delta.choice_index];
+    for (const SampledToken& token : delta.tokens) choice.token_ids.push_back(token.token_id);
+    if (delta.ending.has_value()) choice.endings.push_back(*delta.ending);
     changed_.notify_all();
   }
   void OnFinished(const GenerationFinished& finished) override {
@@ -82,6 +89,14 @@ class RecordingGenerationObserver : public GenerationObserver {
     for (const SampledToken& token : tokens_) logprobs.push_back(token.logprob);
     return logprobs;
   }
+  struct Choice {
+    std::vector<int32_t> token_ids;
+    std::vector<ChoiceEnding> endings;  // one is right
+  };
+  std::map<int32_t, Choice> choices() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return choices_;
+  }
   std::optional<GenerationFinished> finished() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return finished_;
@@ -96,7 +111,8 @@ class RecordingGenerationObserver : public GenerationObserver {
   std::optional<GenerationStarted> started_ ABSL_GUARDED_BY(mutex_);
   std::vector<int32_t> progress_ ABSL_GUARDED_BY(mutex_);
   std::string text_ ABSL_GUARDED_BY(mutex_);
-  std::vector<SampledToken> tokens_ ABSL_GUARDED_BY(mutex_);
+  std::vector<SampledToken> tokens_ ABSL_GUARDED_BY(mutex_);  // of choice 0, as the text
+  std::map<int32_t, Choice> choices_ ABSL_GUARDED_BY(mutex_);
   std::optional<GenerationFinished> finished_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   int num_endings_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -53,9 +53,8 @@ class SchedulerTest : public ::testing::Test {
   // One that waits nowhere yet.
   Sequence* MakeSequence(Request request) {
     request.stopping.max_new_tokens = 1 << 20;
-    sequences_.push_back(std::make_unique<Sequence>(++last_ticket_, std::move(request),
-                                                    std::make_shared<RecordingGenerationObserver>(),
-                                                    OutputText(nullptr, {})));
+    sequences_.push_back(
+        std::make_unique<Sequence>(++last_ticket_, std::move(request), OutputText(nullptr, {})));
     return sequences_.back().get();
   }
 

@@ -3,6 +3,7 @@
 #include <grpcpp/client_context.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -104,6 +105,35 @@ TEST(GenerateStreamTest, SendsStartedProgressDeltasAndFinished) {
   ASSERT_EQ(transcript.finished.size(), 1u);
   EXPECT_EQ(transcript.finished[0].finish_reason(), inference::v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(transcript.finished[0].usage().generated_tokens(), 20);
+  ExpectNothingLeft(&server);
+}
+
+TEST(GenerateStreamTest, SendsDeltasOfEveryChoiceAndHowItEnded) {
+  TestServer server;
+  const auto stub = server.NewStub();
+  grpc::ClientContext context;
+  GenerateStreamRequest request = RequestFor("hello", 20);
+  request.set_num_choices(3);
+  const auto reader = stub->GenerateStream(&context, request);
+  Transcript transcript;
+  std::map<int, std::string> texts;
+  std::map<int, int> num_endings;
+  GenerateStreamResponse event;
+  while (reader->Read(&event)) {
+    transcript.Add(event);
+    if (!event.has_delta()) continue;
+    const int choice = event.delta().choice_index();
+    EXPECT_EQ(num_endings[choice], 0) << "nothing comes after a choice's end";
+    texts[choice] += event.delta().text();
+    if (event.delta().finish_reason() == inference::v1::FINISH_REASON_LENGTH) ++num_endings[choice];
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+  const std::string expected = TestServer::ExpectedText("hello", 20);
+  EXPECT_EQ(texts, (std::map<int, std::string>{{0, expected}, {1, expected}, {2, expected}}));
+  EXPECT_EQ(num_endings, (std::map<int, int>{{0, 1}, {1, 1}, {2, 1}}));
+  ASSERT_EQ(transcript.finished.size(), 1u);
+  EXPECT_EQ(transcript.finished[0].usage().generated_tokens(), 60);
+  EXPECT_EQ(transcript.finished[0].usage().prompt_tokens(), 5);
   ExpectNothingLeft(&server);
 }
 

@@ -80,6 +80,21 @@ TEST(GenerateTest, EchoesFullAttentionWithoutFurtherFields) {
   EXPECT_EQ(response.attention().SerializeAsString(), expected.SerializeAsString());
 }
 
+TEST(GenerateTest, AnswersWithEveryChoice) {
+  TestServer server;
+  GenerateRequest request = RequestFor("hello", 10);
+  request.set_num_choices(3);
+  GenerateResponse response;
+  ASSERT_TRUE(Generate(&server, request, &response).ok());
+  ASSERT_EQ(response.choices_size(), 3);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(response.choices(i).index(), i);
+    EXPECT_EQ(response.choices(i).text(), TestServer::ExpectedText("hello", 10));
+    EXPECT_EQ(response.choices(i).finish_reason(), inference::v1::FINISH_REASON_LENGTH);
+  }
+  EXPECT_EQ(response.usage().generated_tokens(), 30);
+}
+
 TEST(GenerateTest, MakesRequestIdAndSeedWhereThereAreNone) {
   TestServer server;
   GenerateResponse first;

@@ -73,6 +73,7 @@ TEST_F(RequestValidationTest, FillsInEveryDefault) {
   EXPECT_EQ(request->attention.selection.token_budget, 64);
   EXPECT_TRUE(request->skip_special_tokens);
   EXPECT_EQ(request->priority, 0);
+  EXPECT_EQ(request->num_choices, 1);
 }
 
 TEST_F(RequestValidationTest, TakesEveryFieldOver) {
@@ -104,6 +105,7 @@ TEST_F(RequestValidationTest, TakesEveryFieldOver) {
     attention { mode: ATTENTION_MODE_FULL token_budget: 4096 correction_interval: 0 }
     priority: -100
     cache_salt: "tenant"
+    num_choices: 16
   )pb");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->id, "my request");
@@ -132,6 +134,7 @@ TEST_F(RequestValidationTest, TakesEveryFieldOver) {
   EXPECT_EQ(request->attention.mode, AttentionMode::kFull);
   EXPECT_EQ(request->attention.selection.token_budget, 4096);
   EXPECT_EQ(request->priority, -100);
+  EXPECT_EQ(request->num_choices, 16);
   EXPECT_EQ(request->cache_salt, "tenant");
 }
 
@@ -203,6 +206,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"attention { correction_interval: -1 }",
                 "attention.correction_interval: -1 is not in [0, 2147483647]"},
         Refusal{"priority: 101", "priority: 101 is not in [-100, 100]"},
+        Refusal{"num_choices: 0", "num_choices: 0 is not in [1, 16]"},
+        Refusal{"num_choices: 17", "num_choices: 17 is not in [1, 16]"},
         Refusal{absl::StrCat("cache_salt: '", std::string(129, 'x'), "'"),
                 "cache_salt: has 129 bytes, more than 128"},
         Refusal{"priority: -101", "priority: -101 is not in [-100, 100]"},
