@@ -113,6 +113,8 @@ class CudaBackend final : public Backend {
     T* activated = nullptr;           // [max_batch_tokens, intermediate]
     float* logits = nullptr;          // [max_batch_sequences, vocab]
     SampleRecord* records = nullptr;  // [max_batch_sequences]
+    // [4 * num_layers + 1, 2]: of each product of a step, skinny_linear.h's.
+    uint32_t* product_counters = nullptr;
   };
 
   // What of a draw the host asked for, by slot.
@@ -149,17 +151,30 @@ class CudaBackend final : public Backend {
   // Runs what is noted.
   absl::Status Flush();
   absl::Status Run(const Stage& stage, bool is_first);
-  absl::Status RunAttentionInput(const DeviceLayerWeights<T>& layer, const KvCacheView<T>& cache);
+  absl::Status RunAttentionInput(int32_t layer);
   absl::Status RunAttention(int32_t layer, const AttentionPass& pass);
-  absl::Status RunAttentionOutput(const DeviceLayerWeights<T>& layer);
-  absl::Status RunMlp(const DeviceLayerWeights<T>& layer);
+  absl::Status RunAttentionOutput(int32_t layer);
+  absl::Status RunMlp(int32_t layer);
   absl::Status RunSample();
 
   // y += x W^T + bias.
   absl::Status AddProduct(const T* x, int32_t inputs, const T* weight, const float* bias);
 
   ElementwiseLaunch elementwise() const { return {stream_.get(), num_rows_, is_dependent_}; }
-  SkinnyLaunch skinny() const { return {skinny_, stream_.get(), num_rows_, is_dependent_}; }
+  // Products of a step, in its order.
+  enum class StepProduct : uint8_t { kAttentionInput, kAttentionOutput, kGateUp, kDown };
+  static constexpr int kNumLayerProducts = 4;
+
+  SkinnyLaunch skinny(int32_t layer, StepProduct product) const {
+    return skinny(layer * kNumLayerProducts + static_cast<int32_t>(product));
+  }
+  SkinnyLaunch skinny(int32_t index) const {
+    return {.device = skinny_,
+            .stream = stream_.get(),
+            .num_rows = num_rows_,
+            .dependent = is_dependent_,
+            .counters = act_.product_counters + 2 * index};
+  }
 
   const ModelShape shape_;
   const ModelDims dims_;
@@ -260,6 +275,7 @@ void CudaBackend<T>::LayOut(DeviceArena* arena) {
   act_.activated = arena->Take<T>(rows * shape_.intermediate_size);
   act_.logits = arena->Take<float>(sequences * shape_.vocab_size);
   act_.records = arena->Take<SampleRecord>(sequences);
+  act_.product_counters = arena->Take<uint32_t>(2 * (kNumLayerProducts * shape_.num_layers + 1));
   tables_.LayOut(arena);
 }
 
@@ -555,13 +571,13 @@ absl::Status CudaBackend<T>::Run(const Stage& stage, bool is_first) {
                                              weights_.embedding(), act_.hidden));
       return absl::OkStatus();
     case Stage::Kind::kAttentionInput:
-      return RunAttentionInput(weights_.layer(stage.layer), LayerCache(stage.layer));
+      return RunAttentionInput(stage.layer);
     case Stage::Kind::kAttention:
       return RunAttention(stage.layer, stage.pass);
     case Stage::Kind::kAttentionOutput:
-      return RunAttentionOutput(weights_.layer(stage.layer));
+      return RunAttentionOutput(stage.layer);
     case Stage::Kind::kMlp:
-      return RunMlp(weights_.layer(stage.layer));
+      return RunMlp(stage.layer);
     case Stage::Kind::kSample:
       return RunSample();
   }
@@ -569,11 +585,12 @@ absl::Status CudaBackend<T>::Run(const Stage& stage, bool is_first) {
 }
 
 template <typename T>
-absl::Status CudaBackend<T>::RunAttentionInput(const DeviceLayerWeights<T>& layer,
-                                               const KvCacheView<T>& cache) {
+absl::Status CudaBackend<T>::RunAttentionInput(int32_t layer_index) {
+  const DeviceLayerWeights<T>& layer = weights_.layer(layer_index);
+  const KvCacheView<T> cache = LayerCache(layer_index);
   if (SupportsAttentionInput(dims_, num_rows_)) {
     TIDAL_RETURN_IF_CUDA_ERROR(
-        LaunchAttentionInput<T>(skinny(), dims_,
+        LaunchAttentionInput<T>(skinny(layer_index, StepProduct::kAttentionInput), dims_,
                                 {.hidden = act_.hidden,
                                  .norm_weight = layer.attention_norm,
                                  .weight = layer.qkv,
@@ -675,22 +692,25 @@ absl::Status CudaBackend<T>::AddProduct(const T* x, int32_t inputs, const T* wei
 }
 
 template <typename T>
-absl::Status CudaBackend<T>::RunAttentionOutput(const DeviceLayerWeights<T>& layer) {
+absl::Status CudaBackend<T>::RunAttentionOutput(int32_t layer_index) {
+  const DeviceLayerWeights<T>& layer = weights_.layer(layer_index);
   if (!SupportsOutputProjection(dims_, num_rows_)) {
     return AddProduct(act_.attention, shape_.query_size(), layer.output, layer.output_bias);
   }
-  TIDAL_RETURN_IF_CUDA_ERROR(LaunchOutputProjection<T>(skinny(), dims_,
-                                                       {.input = act_.attention,
-                                                        .weight = layer.output,
-                                                        .bias = layer.output_bias,
-                                                        .hidden = act_.hidden}));
+  TIDAL_RETURN_IF_CUDA_ERROR(
+      LaunchOutputProjection<T>(skinny(layer_index, StepProduct::kAttentionOutput), dims_,
+                                {.input = act_.attention,
+                                 .weight = layer.output,
+                                 .bias = layer.output_bias,
+                                 .hidden = act_.hidden}));
   return absl::OkStatus();
 }
 
 template <typename T>
-absl::Status CudaBackend<T>::RunMlp(const DeviceLayerWeights<T>& layer) {
+absl::Status CudaBackend<T>::RunMlp(int32_t layer_index) {
+  const DeviceLayerWeights<T>& layer = weights_.layer(layer_index);
   if (SupportsGateUp(dims_, num_rows_)) {
-    TIDAL_RETURN_IF_CUDA_ERROR(LaunchGateUp<T>(skinny(), dims_,
+    TIDAL_RETURN_IF_CUDA_ERROR(LaunchGateUp<T>(skinny(layer_index, StepProduct::kGateUp), dims_,
                                                {.hidden = act_.hidden,
                                                 .norm_weight = layer.mlp_norm,
                                                 .weight = layer.gate_up,
@@ -715,7 +735,7 @@ absl::Status CudaBackend<T>::RunMlp(const DeviceLayerWeights<T>& layer) {
   if (!SupportsDown(dims_, num_rows_)) {
     return AddProduct(act_.activated, shape_.intermediate_size, layer.down, layer.down_bias);
   }
-  TIDAL_RETURN_IF_CUDA_ERROR(LaunchDown<T>(skinny(), dims_,
+  TIDAL_RETURN_IF_CUDA_ERROR(LaunchDown<T>(skinny(layer_index, StepProduct::kDown), dims_,
                                            {.input = act_.activated,
                                             .weight = layer.down,
                                             .bias = layer.down_bias,
@@ -727,7 +747,7 @@ template <typename T>
 absl::Status CudaBackend<T>::RunSample() {
   if (num_samples_ == 0) return absl::OkStatus();
   if (SupportsLmHead(dims_, num_samples_)) {
-    SkinnyLaunch launch = skinny();
+    SkinnyLaunch launch = skinny(kNumLayerProducts * shape_.num_layers);
     launch.num_rows = num_samples_;
     TIDAL_RETURN_IF_CUDA_ERROR(LaunchLmHead<T>(launch, dims_,
                                                {.hidden = act_.hidden,

@@ -110,19 +110,17 @@ __device__ inline void WaitForBarrier(uint32_t barrier, uint32_t parity) {
   }
 }
 
-// --- Counters in shared memory, named by their shared address ---
+// --- Counters in device memory ---
 
-// Sets a counter, after all that this thread has done before.
-__device__ inline void ReleaseCounter(uint32_t counter, uint32_t value) {
-  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(counter), "r"(value) : "memory");
-}
-
-// Returns once the counter is above `value`, before all that this thread does next.
-__device__ inline void WaitForCounterAbove(uint32_t counter, uint32_t value) {
-  uint32_t current = 0;
-  do {
-    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(current) : "r"(counter) : "memory");
-  } while (current <= value);
+// Like atomicAdd(counter, 1), but the answer is waited for only where it is used: the compiler
+// makes of atomicAdd one operation for the warp, and passes the answer around at once.
+__device__ inline uint32_t FetchAndIncrement(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
 }
 
 #ifdef TIDAL_SM90

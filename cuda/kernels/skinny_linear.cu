@@ -25,8 +25,8 @@ struct AttentionInputProduct : AttentionInput<T> {
 
   struct Prefetched {
     float2 bias;
-    float cosine;
-    float sine;
+    float inverse_frequency;  // 0: is not rotated
+    int32_t position;
     int32_t cache_row;  // -1: writes no cache
   };
 
@@ -37,13 +37,10 @@ struct AttentionInputProduct : AttentionInput<T> {
   __device__ int32_t head_dim() const { return this->cache.head_dim; }
 
   __device__ Prefetched Prefetch(int32_t output, int32_t row) const {
-    Prefetched prefetched = {LoadBiasPair(this->bias, output), 1.0f, 0.0f, -1};
+    Prefetched prefetched = {LoadBiasPair(this->bias, output), 0.0f, this->step.positions[row], -1};
     const int32_t head = output / head_dim();
     if (head < num_query_heads + this->cache.num_kv_heads) {
-      const int32_t pair = output % head_dim() / 2;
-      const float angle =
-          static_cast<float>(this->step.positions[row]) * this->inverse_frequencies[pair];
-      sincosf(angle, &prefetched.sine, &prefetched.cosine);
+      prefetched.inverse_frequency = __ldg(this->inverse_frequencies + output % head_dim() / 2);
     }
     if (head >= num_query_heads && row < this->step.counts->num_rows) {
       prefetched.cache_row = this->step.cache_rows[row];
@@ -75,9 +72,12 @@ struct AttentionInputProduct : AttentionInput<T> {
     } else {
       return;
     }
+    float sine;
+    float cosine;
+    sincosf(static_cast<float>(prefetched.position) * prefetched.inverse_frequency, &sine, &cosine);
     target += element / 2;
-    target[0] = static_cast<T>(first * prefetched.cosine - second * prefetched.sine);
-    target[head_dim() / 2] = static_cast<T>(second * prefetched.cosine + first * prefetched.sine);
+    target[0] = static_cast<T>(first * cosine - second * sine);
+    target[head_dim() / 2] = static_cast<T>(second * cosine + first * sine);
   }
 };
 
@@ -185,23 +185,35 @@ cudaError_t LaunchProduct(const SkinnyLaunch& launch, const Product& product, in
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(std::min(launch.device.num_blocks, (outputs + 1) / 2));
+  config.gridDim = dim3(std::min(launch.device.num_blocks, cut.num_tiles));
   config.blockDim = dim3(skinny::kNumThreads);
   config.dynamicSmemBytes = SharedBytes(cut);
   config.stream = launch.stream;
   config.attrs = &attribute;
   config.numAttrs = launch.dependent ? 1 : 0;
-  return cudaLaunchKernelEx(&config, SkinnyLinearKernel<Product>, product, cut);
+  const auto kernel = cut.split == 8   ? SkinnyLinearKernel<8, Product>
+                      : cut.split == 4 ? SkinnyLinearKernel<4, Product>
+                                       : SkinnyLinearKernel<2, Product>;
+  return cudaLaunchKernelEx(&config, kernel, product, cut, launch.counters);
+}
+
+template <typename Product>
+cudaError_t AllowSharedBytesOfProduct(int32_t shared_bytes) {
+  const auto num_bytes = static_cast<size_t>(shared_bytes);
+  for (cudaError_t error : {AllowSharedBytes(SkinnyLinearKernel<2, Product>, num_bytes),
+                            AllowSharedBytes(SkinnyLinearKernel<4, Product>, num_bytes),
+                            AllowSharedBytes(SkinnyLinearKernel<8, Product>, num_bytes)}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 template <typename T>
 cudaError_t AllowSharedBytesOfProducts(int32_t shared_bytes) {
-  const auto num_bytes = static_cast<size_t>(shared_bytes);
-  for (cudaError_t error :
-       {AllowSharedBytes(SkinnyLinearKernel<AttentionInputProduct<T>>, num_bytes),
-        AllowSharedBytes(SkinnyLinearKernel<ResidualLinearProduct<T>>, num_bytes),
-        AllowSharedBytes(SkinnyLinearKernel<GateUpProduct<T>>, num_bytes),
-        AllowSharedBytes(SkinnyLinearKernel<LmHeadProduct<T>>, num_bytes)}) {
+  for (cudaError_t error : {AllowSharedBytesOfProduct<AttentionInputProduct<T>>(shared_bytes),
+                            AllowSharedBytesOfProduct<ResidualLinearProduct<T>>(shared_bytes),
+                            AllowSharedBytesOfProduct<GateUpProduct<T>>(shared_bytes),
+                            AllowSharedBytesOfProduct<LmHeadProduct<T>>(shared_bytes)}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

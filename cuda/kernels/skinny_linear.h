@@ -4,16 +4,17 @@
 //
 // Bound: every weight is read once, 2 bytes for 2 * num_rows operations, so the read rate of the
 // device memory is the floor. How the work is cut:
-//  - One block a multiprocessor takes an equal share of W's rows. They stream, in tiles of 16
-//    rows by an eighth of the row, through a ring of about 100 KB of shared memory
-//    (weight_ring.cuh).
-//  - Warp w takes the w-th eighth of every row (of 4096 inputs at a time where rows are
-//    longer), holds that slice of all inputs in registers as the B operand of m16n8k16, and
-//    multiplies on the tensor cores with the weights as A. The eight warps' sums meet in shared
-//    memory, once for 32 rows of W. All row counts take the same way, so a row's result does not
-//    depend on which rows are beside it.
+//  - One block a multiprocessor. One of its warps streams W, in tiles of 4 rows (by up to 4096
+//    inputs: a phase), through a ring of about 100 KB of shared memory (weight_ring.cuh). Blocks
+//    draw their tiles from a queue, since the memory does not serve all multiprocessors alike.
+//  - Eight warps multiply on the tensor cores, with the weights as A and the inputs as B of
+//    m16n8k16. Warp w takes the w-th eighth of every row of the tile and holds that slice of the
+//    inputs in registers. What of A and B the few rows leave empty is filled with more of the
+//    slice (skinny_linear_kernel.cuh: Strips). The eight warps' sums meet in shared memory, once
+//    for 8 tiles.
 //  - Two blocks fit in a multiprocessor. With programmatic dependent launch the next product's
 //    block fills its ring while this one's drains, and only then waits for this one's outputs.
+// A row's result does not depend on the other rows' values; it may on their number.
 //
 // Inputs are rounded to T once (after the norm where there is one); sums are float32.
 #pragma once
@@ -26,7 +27,7 @@
 
 namespace tidal::cuda {
 
-inline constexpr int32_t kMaxSkinnyRows = 8;
+inline constexpr int32_t kMaxSkinnyRows = 4;
 
 // The widest input of a product that normalises its input.
 inline constexpr int32_t kMaxNormalizedInputs = 4096;
@@ -50,6 +51,9 @@ struct SkinnyLaunch {
   // ends. It reads nothing but weights, biases and norms before it has waited for that one's end,
   // and writes nothing, so it may stand behind any kernel, and before any.
   bool dependent = false;
+  // [2] in device memory, zero before and after each launch, of this product alone; null: each
+  // block has a fixed share of the weight's rows.
+  uint32_t* counters = nullptr;
 };
 
 // Whether a product of this model can be launched for `num_rows` rows. All refuse row counts out of

@@ -1,14 +1,12 @@
-// A ring of weight tiles in shared memory, filled far ahead of its use. Each slot has an mbarrier
-// that completes when the slot is full. Every tile is read by one warp, which fills the slot anew
-// as soon as it has read it, so that no warp must wait for a slot to become empty.
-//
-// The next tile of a slot may be another warp's, and that warp may be several laps ahead of what
-// the slot's barrier has seen, whose parity tells neighbouring laps apart only. So each slot also
-// counts its fills: a warp waits until the fill of its own lap has begun, then for its barrier.
+// A ring of weight tiles in shared memory, filled far ahead of its use: one warp fills the slots in
+// turn, all others read each of them. A slot has two mbarriers: one completes when the slot is
+// full, the other when every reading warp is done with it. Both see their slot's laps one after the
+// other, so a lap's parity tells it from its neighbours.
 //
 // On sm_90 a tile's rows come by bulk copies, which need no registers and no threads while they
-// fly, and are marked to leave the L2 first, since a weight is read once a step. Before sm_90 the
-// filling warp copies by cp.async, 16 bytes a lane.
+// fly, and are marked to leave the L2 first, since a weight is read once a step. A copy of 4 KB or
+// more reads as fast as the memory can; pieces of 1 KB lose a quarter. Before sm_90 the filling
+// warp copies by cp.async, 16 bytes a lane.
 #pragma once
 
 #include <cstdint>
@@ -17,37 +15,31 @@
 
 namespace tidal::cuda {
 
-// Rows of a weight tile: one mma's m.
-inline constexpr int kTileRows = 16;
-
 inline constexpr int kMaxRingSlots = 32;
-inline constexpr int kFillCountBytes = 4;
+inline constexpr uint32_t kRingBarrierBytes = 2 * kMaxRingSlots * kBarrierBytes;
 
 // The ring's memory: `num_slots` slots and their barriers, as shared-memory addresses.
 struct WeightRing {
   uint32_t slots;
   uint32_t slot_bytes;
   uint32_t row_pitch;  // bytes between a tile's rows in a slot
-  uint32_t barriers;
-  uint32_t fill_counts;  // of kFillCountBytes each
+  uint32_t barriers;   // of kRingBarrierBytes
   int32_t num_slots;
 
   __device__ uint32_t slot(int32_t index) const { return slots + index * slot_bytes; }
-  __device__ uint32_t barrier(int32_t index) const { return barriers + index * kBarrierBytes; }
-  __device__ uint32_t fill_count(int32_t index) const {
-    return fill_counts + index * kFillCountBytes;
-  }
+  __device__ uint32_t full(int32_t index) const { return barriers + index * kBarrierBytes; }
+  __device__ uint32_t empty(int32_t index) const { return full(kMaxRingSlots + index); }
 
   // By one thread, before a __syncthreads.
-  __device__ void Init() const {
+  __device__ void Init(uint32_t num_reading_warps) const {
 #ifdef TIDAL_SM90
     constexpr uint32_t kFillArrivals = 1;
 #else
     constexpr uint32_t kFillArrivals = kWarpSize;
 #endif
     for (int32_t i = 0; i < num_slots; ++i) {
-      InitBarrier(barrier(i), kFillArrivals);
-      ReleaseCounter(fill_count(i), 0);
+      InitBarrier(full(i), kFillArrivals);
+      InitBarrier(empty(i), num_reading_warps);
     }
     FenceBarrierInit();
   }
@@ -58,12 +50,10 @@ class RingCursor {
  public:
   __device__ explicit RingCursor(int32_t num_slots) : num_slots_(num_slots) {}
 
-  __device__ void Advance(int32_t num_tiles) {
-    slot_ += num_tiles;
-    while (slot_ >= num_slots_) {
-      slot_ -= num_slots_;
-      ++lap_;
-    }
+  __device__ void Advance() {
+    if (++slot_ < num_slots_) return;
+    slot_ = 0;
+    ++lap_;
   }
 
   __device__ int32_t slot() const { return slot_; }
@@ -84,22 +74,30 @@ __device__ inline uint64_t EvictFirstPolicy() {
 #endif
 }
 
-// Until the slot holds the tile of this lap.
-__device__ inline void WaitForSlot(const WeightRing& ring, const RingCursor& cursor) {
-  WaitForCounterAbove(ring.fill_count(cursor.slot()), cursor.lap());
-  WaitForBarrier(ring.barrier(cursor.slot()), cursor.lap() & 1);
+// Until the slot holds this lap's tile; by each reading warp.
+__device__ inline void WaitForFullSlot(const WeightRing& ring, const RingCursor& cursor) {
+  WaitForBarrier(ring.full(cursor.slot()), cursor.lap() & 1);
 }
 
-// Starts to fill a slot, for lap `lap`, with `num_rows` (1..kTileRows) pieces of `row_bytes` (a
-// multiple of 16, maybe 0) that lie `source_pitch` bytes apart. By a whole warp, all of whose lanes
-// have read what the slot held.
-__device__ inline void FillSlot(const WeightRing& ring, int32_t index, uint32_t lap,
-                                const char* source, int64_t source_pitch, int32_t num_rows,
-                                uint32_t row_bytes, uint64_t policy) {
+// After all lanes of a reading warp have read the slot.
+__device__ inline void ReleaseSlot(const WeightRing& ring, const RingCursor& cursor) {
+  __syncwarp();
+  if (threadIdx.x % kWarpSize == 0) ArriveBarrier(ring.empty(cursor.slot()));
+}
+
+// Until the slot may be filled for this lap; by the filling warp.
+__device__ inline void WaitForEmptySlot(const WeightRing& ring, const RingCursor& cursor) {
+  if (cursor.lap() > 0) WaitForBarrier(ring.empty(cursor.slot()), (cursor.lap() - 1) & 1);
+}
+
+// Starts to fill an empty slot with `num_rows` (1..kWarpSize) pieces of `row_bytes` (a multiple of
+// 16, maybe 0) that lie `source_pitch` bytes apart. By a whole warp.
+__device__ inline void FillSlot(const WeightRing& ring, int32_t index, const char* source,
+                                int64_t source_pitch, int32_t num_rows, uint32_t row_bytes,
+                                uint64_t policy) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const uint32_t slot = ring.slot(index);
-  const uint32_t full = ring.barrier(index);
-  __syncwarp();
+  const uint32_t full = ring.full(index);
 #ifdef TIDAL_SM90
   if (lane == 0) ArriveAndExpectBytes(full, num_rows * row_bytes);
   __syncwarp();
@@ -116,7 +114,6 @@ __device__ inline void FillSlot(const WeightRing& ring, int32_t index, uint32_t 
   }
   ArriveAfterAsyncCopies(full);
 #endif
-  if (lane == 0) ReleaseCounter(ring.fill_count(index), lap + 1);
 }
 
 }  // namespace tidal::cuda

@@ -89,8 +89,8 @@ std::vector<double> Normalize(const std::vector<double>& rows, const std::vector
 
 constexpr float kEps = 1e-5f;
 constexpr int32_t kNumBlocks = 5;
-constexpr int32_t kCacheRows[kMaxSkinnyRows] = {3, 70, 16, 31, 49, 0, 15, 64};
-constexpr int32_t kPositions[kMaxSkinnyRows] = {0, 131072, 5, 1 << 20, 77777, 300, 4095, 12};
+constexpr int32_t kCacheRows[kMaxSkinnyRows] = {3, 70, 16, 31};
+constexpr int32_t kPositions[kMaxSkinnyRows] = {0, 131072, 5, 1 << 20};
 
 ModelDims Dims(int32_t hidden, int32_t intermediate, int32_t query_heads, int32_t kv_heads,
                int32_t head_dim, int32_t vocab) {
@@ -145,8 +145,12 @@ class SkinnyLinearTest : public ::testing::Test {
     ASSERT_CUDA_OK(InitSkinnyLinear(&device_));
   }
 
-  SkinnyLaunch Launch(int32_t num_rows, bool dependent = false) const {
-    return {device_, stream_.get(), num_rows, dependent};
+  // With a queue the blocks draw their tiles, else each has its share of them.
+  SkinnyLaunch Launch(int32_t num_rows, bool with_queue) const {
+    return {.device = device_,
+            .stream = stream_.get(),
+            .num_rows = num_rows,
+            .counters = with_queue ? counters_.get() : nullptr};
   }
 
   // Of results rounded to T, or of inputs rounded to it.
@@ -154,13 +158,15 @@ class SkinnyLinearTest : public ::testing::Test {
   // Where inputs are exact and sums float32.
   static constexpr double kSumTolerance = 1e-5;
 
+  // With a bias, with a queue too.
   void CheckAttentionInput(const ModelDims& dims, int32_t num_rows, bool with_bias);
   void CheckResidual(const ModelDims& dims, int32_t inputs, int32_t num_rows, bool with_bias);
   void CheckGateUp(const ModelDims& dims, int32_t num_rows, bool with_bias);
-  void CheckLmHead(const ModelDims& dims, int32_t num_rows);
+  void CheckLmHead(const ModelDims& dims, int32_t num_rows, bool with_queue);
 
   TestStream stream_;
   SkinnyLinearDevice device_;
+  DeviceArray<uint32_t> counters_{std::vector<uint32_t>(2)};
 };
 
 using ElementTypes = ::testing::Types<__nv_bfloat16, __half>;
@@ -202,11 +208,12 @@ void SkinnyLinearTest<T>::CheckAttentionInput(const ModelDims& dims, int32_t num
   const DeviceArray<T> cache(Size(kNumBlocks, sizes.block_stride()));
   const KvCacheView<T> view = {cache.get(), dims.num_kv_heads, dims.head_dim};
   ASSERT_CUDA_OK(
-      LaunchAttentionInput<T>(Launch(num_rows), dims,
+      LaunchAttentionInput<T>(Launch(num_rows, with_bias), dims,
                               {device_hidden.get(), device_norm.get(), device_weight.get(),
                                with_bias ? device_bias.get() : nullptr, device_frequencies.get(),
                                query.get(), view, tables.view()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
+  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
 
   const auto expected =
       Multiply(Widen(weight), Normalize(Widen(hidden), norm, dims.rms_norm_eps), bias, num_rows);
@@ -258,9 +265,10 @@ void SkinnyLinearTest<T>::CheckResidual(const ModelDims& dims, int32_t inputs, i
                                         with_bias ? device_bias.get() : nullptr,
                                         device_hidden.get()};
   ASSERT_CUDA_OK(inputs == dims.intermediate_size
-                     ? LaunchDown<T>(Launch(num_rows), dims, arguments)
-                     : LaunchOutputProjection<T>(Launch(num_rows), dims, arguments));
+                     ? LaunchDown<T>(Launch(num_rows, with_bias), dims, arguments)
+                     : LaunchOutputProjection<T>(Launch(num_rows, with_bias), dims, arguments));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
+  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
   auto expected = Multiply(Widen(weight), Widen(input), bias, num_rows);
   for (size_t i = 0; i < expected.size(); ++i) expected[i] += hidden[i];
   EXPECT_LT(RelativeError(Widen(device_hidden.Read()), expected), kSumTolerance);
@@ -275,10 +283,11 @@ void SkinnyLinearTest<T>::CheckGateUp(const ModelDims& dims, int32_t num_rows, b
   const auto bias = Random<float>(with_bias ? Size(outputs) : 0, 1.0f, 12);
   const DeviceArray<float> device_hidden(hidden), device_norm(norm), device_bias(bias);
   const DeviceArray<T> device_weight(weight), output(Size(num_rows, dims.intermediate_size));
-  ASSERT_CUDA_OK(LaunchGateUp<T>(Launch(num_rows), dims,
+  ASSERT_CUDA_OK(LaunchGateUp<T>(Launch(num_rows, with_bias), dims,
                                  {device_hidden.get(), device_norm.get(), device_weight.get(),
                                   with_bias ? device_bias.get() : nullptr, output.get()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
+  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
   const auto sums =
       Multiply(Widen(weight), Normalize(Widen(hidden), norm, dims.rms_norm_eps), bias, num_rows);
   std::vector<double> expected;
@@ -289,7 +298,7 @@ void SkinnyLinearTest<T>::CheckGateUp(const ModelDims& dims, int32_t num_rows, b
 }
 
 template <typename T>
-void SkinnyLinearTest<T>::CheckLmHead(const ModelDims& dims, int32_t num_rows) {
+void SkinnyLinearTest<T>::CheckLmHead(const ModelDims& dims, int32_t num_rows, bool with_queue) {
   const auto hidden = Random<float>(Size(num_rows, dims.hidden_size), 2.0f, 13);
   const auto norm = Random<float>(Size(dims.hidden_size), 1.0f, 14);
   const auto weight = Random<T>(Size(dims.vocab_size, dims.hidden_size), 0.05f, 15);
@@ -298,9 +307,10 @@ void SkinnyLinearTest<T>::CheckLmHead(const ModelDims& dims, int32_t num_rows) {
       logits(Size(num_rows, dims.vocab_size));
   const DeviceArray<T> device_weight(weight);
   ASSERT_CUDA_OK(LaunchLmHead<T>(
-      Launch(num_rows), dims,
+      Launch(num_rows, with_queue), dims,
       {device_hidden.get(), device_norm.get(), device_weight.get(), logits.get(), tables.view()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
+  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
   const int32_t num_samples = tables.num_samples;
   const std::vector<float> sampled(hidden.end() - int64_t{num_samples} * dims.hidden_size,
                                    hidden.end());
@@ -336,14 +346,14 @@ std::vector<NamedShape> WideShapes() {
 
 TYPED_TEST(SkinnyLinearTest, ProductsOfSmallShapesAreRight) {
   for (const NamedShape& shape : Shapes()) {
-    for (int32_t num_rows : {1, 2, 3, 5, 8}) {
+    for (int32_t num_rows = 1; num_rows <= kMaxSkinnyRows; ++num_rows) {
       for (bool with_bias : {false, true}) {
         SCOPED_TRACE(std::string(shape.name) + ", rows " + std::to_string(num_rows));
         this->CheckAttentionInput(shape.dims, num_rows, with_bias);
         this->CheckResidual(shape.dims, shape.dims.query_size(), num_rows, with_bias);
         this->CheckGateUp(shape.dims, num_rows, with_bias);
         this->CheckResidual(shape.dims, shape.dims.intermediate_size, num_rows, with_bias);
-        this->CheckLmHead(shape.dims, num_rows);
+        this->CheckLmHead(shape.dims, num_rows, with_bias);
         if (this->HasFatalFailure()) return;
       }
     }
@@ -352,13 +362,14 @@ TYPED_TEST(SkinnyLinearTest, ProductsOfSmallShapesAreRight) {
 
 TYPED_TEST(SkinnyLinearTest, ProductsOfWideShapesAreRight) {
   for (const NamedShape& shape : WideShapes()) {
-    for (int32_t num_rows : {1, 4, 7}) {
+    for (int32_t num_rows = 1; num_rows <= kMaxSkinnyRows; ++num_rows) {
       SCOPED_TRACE(std::string(shape.name) + ", rows " + std::to_string(num_rows));
-      this->CheckAttentionInput(shape.dims, num_rows, false);
-      this->CheckResidual(shape.dims, shape.dims.query_size(), num_rows, false);
-      this->CheckGateUp(shape.dims, num_rows, false);
-      this->CheckResidual(shape.dims, shape.dims.intermediate_size, num_rows, true);
-      this->CheckLmHead(shape.dims, num_rows);
+      const bool with_bias = num_rows % 2 == 1;
+      this->CheckAttentionInput(shape.dims, num_rows, with_bias);
+      this->CheckResidual(shape.dims, shape.dims.query_size(), num_rows, with_bias);
+      this->CheckGateUp(shape.dims, num_rows, with_bias);
+      this->CheckResidual(shape.dims, shape.dims.intermediate_size, num_rows, with_bias);
+      this->CheckLmHead(shape.dims, num_rows, with_bias);
     }
   }
 }
@@ -390,30 +401,39 @@ class Chain {
     }
     lm_head_ = std::make_unique<DeviceArray<T>>(
         Random<T>(Size(dims.vocab_size, dims.hidden_size), 0.05f, 99));
+    counters_ =
+        std::make_unique<DeviceArray<uint32_t>>(std::vector<uint32_t>(2 * (weights_.size() + 1)));
   }
 
   void Reset() { hidden_.Write(Random<float>(Size(kMaxSkinnyRows, dims_.hidden_size), 2.0f, 22)); }
 
   cudaError_t Run(int32_t num_rows, bool dependent, cudaStream_t stream) {
-    const SkinnyLaunch launch = {device_, stream, num_rows, dependent};
+    const auto launch = [&](size_t product) -> SkinnyLaunch {
+      return {.device = device_,
+              .stream = stream,
+              .num_rows = num_rows,
+              .dependent = dependent,
+              .counters = counters_->get() + 2 * product};
+    };
     const KvCacheView<T> cache = {cache_.get(), dims_.num_kv_heads, dims_.head_dim};
     for (size_t i = 0; i < weights_.size(); i += 4) {
       for (cudaError_t error :
-           {LaunchAttentionInput<T>(launch, dims_,
+           {LaunchAttentionInput<T>(launch(i), dims_,
                                     {hidden_.get(), norm_.get(), weights_[i]->get(), nullptr,
                                      frequencies_.get(), query_.get(), cache, tables_.view()}),
             LaunchOutputProjection<T>(
-                launch, dims_, {query_.get(), weights_[i + 1]->get(), nullptr, hidden_.get()}),
+                launch(i + 1), dims_,
+                {query_.get(), weights_[i + 1]->get(), nullptr, hidden_.get()}),
             LaunchGateUp<T>(
-                launch, dims_,
+                launch(i + 2), dims_,
                 {hidden_.get(), norm_.get(), weights_[i + 2]->get(), nullptr, activated_.get()}),
-            LaunchDown<T>(launch, dims_,
+            LaunchDown<T>(launch(i + 3), dims_,
                           {activated_.get(), weights_[i + 3]->get(), nullptr, hidden_.get()})}) {
         if (error != cudaSuccess) return error;
       }
     }
     return LaunchLmHead<T>(
-        launch, dims_,
+        launch(weights_.size()), dims_,
         {hidden_.get(), norm_.get(), lm_head_->get(), logits_.get(), tables_.view()});
   }
 
@@ -433,6 +453,7 @@ class Chain {
   DeviceArray<float> logits_;
   std::vector<std::unique_ptr<DeviceArray<T>>> weights_;
   std::unique_ptr<DeviceArray<T>> lm_head_;
+  std::unique_ptr<DeviceArray<uint32_t>> counters_;
 };
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -450,7 +471,7 @@ TYPED_TEST(SkinnyLinearTest, DependentLaunchesGiveTheSameBitsDirectlyAndInAGraph
   Chain<TypeParam> chain(dims, 8, this->device_);
   cudaStream_t stream = nullptr;
   ASSERT_CUDA_OK(cudaStreamCreate(&stream));
-  for (int32_t num_rows : {1, 8}) {
+  for (int32_t num_rows : {1, kMaxSkinnyRows}) {
     chain.Reset();
     ASSERT_CUDA_OK(chain.Run(num_rows, /*dependent=*/false, stream));
     ASSERT_CUDA_OK(cudaStreamSynchronize(stream));
@@ -479,31 +500,45 @@ TYPED_TEST(SkinnyLinearTest, DependentLaunchesGiveTheSameBitsDirectlyAndInAGraph
 }
 
 TYPED_TEST(SkinnyLinearTest, ARowsResultDoesNotDependOnTheRowsBesideIt) {
-  // Positions differ from row to row, so only what knows none of them is compared.
   const ModelDims dims = Dims(512, 4608, 4, 4, 128, 1000);
   const int32_t inputs = dims.intermediate_size;
-  const auto input = Random<TypeParam>(Size(kMaxSkinnyRows, inputs), 1.0f, 30);
-  const DeviceArray<TypeParam> device_input(input);
+  const auto input = Random<TypeParam>(Size(kMaxSkinnyRows + 1, inputs), 1.0f, 30);
   const DeviceArray<TypeParam> weight(Random<TypeParam>(Size(dims.hidden_size, inputs), 0.05f, 31));
-  const std::vector<float> zero(Size(kMaxSkinnyRows, dims.hidden_size));
-  DeviceArray<float> hidden(zero);
-  ASSERT_CUDA_OK(LaunchDown<TypeParam>(this->Launch(kMaxSkinnyRows), dims,
-                                       {device_input.get(), weight.get(), nullptr, hidden.get()}));
-  const auto together = hidden.Read();
-  for (int32_t row = 0; row < kMaxSkinnyRows; ++row) {
-    hidden.Write(zero);
-    ASSERT_CUDA_OK(LaunchDown<TypeParam>(
-        this->Launch(1), dims,
-        {device_input.get() + int64_t{row} * inputs, weight.get(), nullptr, hidden.get()}));
-    const auto alone = hidden.Read();
-    EXPECT_EQ(0, std::memcmp(alone.data(), together.data() + int64_t{row} * dims.hidden_size,
-                             Size(dims.hidden_size) * sizeof(float)));
+  const auto run = [&](const std::vector<TypeParam>& rows, int32_t num_rows) {
+    const DeviceArray<TypeParam> device_rows(rows);
+    const DeviceArray<float> hidden(std::vector<float>(Size(num_rows, dims.hidden_size)));
+    EXPECT_EQ(cudaSuccess,
+              LaunchDown<TypeParam>(this->Launch(num_rows, /*with_queue=*/false), dims,
+                                    {device_rows.get(), weight.get(), nullptr, hidden.get()}));
+    return hidden.Read();
+  };
+  const auto row_of = [&](int32_t row) {
+    const auto begin = input.begin() + int64_t{row} * inputs;
+    return std::vector<TypeParam>(begin, begin + inputs);
+  };
+  for (int32_t num_rows = 2; num_rows <= kMaxSkinnyRows; ++num_rows) {
+    const std::vector<TypeParam> together(input.begin(),
+                                          input.begin() + int64_t{num_rows} * inputs);
+    const auto expected = run(together, num_rows);
+    // Each row in turn, beside copies of another.
+    for (int32_t row = 0; row < num_rows; ++row) {
+      std::vector<TypeParam> rows;
+      for (int32_t i = 0; i < num_rows; ++i) {
+        const auto values = row_of(i == row ? row : kMaxSkinnyRows);
+        rows.insert(rows.end(), values.begin(), values.end());
+      }
+      const auto actual = run(rows, num_rows);
+      const int64_t first = int64_t{row} * dims.hidden_size;
+      EXPECT_EQ(0, std::memcmp(actual.data() + first, expected.data() + first,
+                               Size(dims.hidden_size) * sizeof(float)))
+          << "row " << row << " of " << num_rows;
+    }
   }
 }
 
 TEST(SkinnyLinearSupportsTest, RefusesWhatTheLaunchesCannotDo) {
   const ModelDims llama2 = Dims(4096, 11008, 32, 32, 128, 32000);
-  for (int32_t num_rows : {1, 8}) {
+  for (int32_t num_rows : {1, kMaxSkinnyRows}) {
     EXPECT_TRUE(SupportsAttentionInput(llama2, num_rows));
     EXPECT_TRUE(SupportsOutputProjection(llama2, num_rows));
     EXPECT_TRUE(SupportsGateUp(llama2, num_rows));
@@ -511,7 +546,7 @@ TEST(SkinnyLinearSupportsTest, RefusesWhatTheLaunchesCannotDo) {
     EXPECT_TRUE(SupportsLmHead(llama2, num_rows));
   }
   EXPECT_FALSE(SupportsGateUp(llama2, 0));
-  EXPECT_FALSE(SupportsGateUp(llama2, 9));
+  EXPECT_FALSE(SupportsGateUp(llama2, kMaxSkinnyRows + 1));
   const ModelDims wide = Dims(8192, 28672, 64, 8, 128, 128256);
   EXPECT_FALSE(SupportsAttentionInput(wide, 1));
   EXPECT_FALSE(SupportsGateUp(wide, 1));
@@ -521,7 +556,8 @@ TEST(SkinnyLinearSupportsTest, RefusesWhatTheLaunchesCannotDo) {
   const ModelDims unaligned = Dims(100, 44, 1, 1, 64, 50);
   EXPECT_FALSE(SupportsAttentionInput(unaligned, 1));
   EXPECT_FALSE(SupportsDown(unaligned, 1));
-  EXPECT_EQ(cudaErrorInvalidValue, LaunchGateUp<__half>({{}, nullptr, 9}, llama2, {}));
+  EXPECT_EQ(cudaErrorInvalidValue,
+            LaunchGateUp<__half>({{}, nullptr, kMaxSkinnyRows + 1}, llama2, {}));
 }
 
 }  // namespace

@@ -43,17 +43,8 @@ inline void WaitForBarrier(uint32_t barrier, uint32_t parity) {
   emulation::WaitForBarrier(barrier, parity);
 }
 
-inline void ReleaseCounter(uint32_t counter, uint32_t value) {
-  std::memcpy(emulation::SharedPointer(counter, sizeof(value)), &value, sizeof(value));
-}
-inline void WaitForCounterAbove(uint32_t counter, uint32_t value) {
-  uint32_t current = 0;
-  while (true) {
-    std::memcpy(&current, emulation::SharedPointer(counter, sizeof(current)), sizeof(current));
-    if (current > value) return;
-    emulation::Pause();
-  }
-}
+// Blocks run one after the other.
+inline uint32_t FetchAndIncrement(uint32_t* counter) { return (*counter)++; }
 
 #ifdef TIDAL_SM90
 inline void ArriveAndExpectBytes(uint32_t barrier, uint32_t num_bytes) {
