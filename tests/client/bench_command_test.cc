@@ -1,11 +1,13 @@
 // tidal-client bench against a scripted server.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "absl/strings/str_cat.h"
 #include "client/bench/load_runner.h"
 #include "tests/client/program_run.h"
 
@@ -75,8 +77,8 @@ TEST_F(BenchCommandTest, ErrorsAreCountedByCodeAndMissTheObjective) {
 }
 
 TEST_F(BenchCommandTest, WritesJsonAndPicture) {
-  const std::string json_path = testing::TempDir() + "bench.json";
-  const std::string svg_path = testing::TempDir() + "bench.svg";
+  const std::string json_path = absl::StrCat(testing::TempDir(), getpid(), "_bench.json");
+  const std::string svg_path = absl::StrCat(testing::TempDir(), getpid(), "_bench.svg");
   const ProgramResult result =
       RunProgram(server_, {"bench", "--concurrency=1,1", "--num_requests=2", "--slo_ttft=1h",
                            "--json_output=" + json_path, "--svg_output=" + svg_path});

@@ -2,9 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "tests/client/program_run.h"
 
 namespace tidal::client {
@@ -13,7 +15,7 @@ namespace {
 using ::testing::HasSubstr;
 
 std::string WriteFile(const std::string& name, const std::string& text) {
-  std::string path = testing::TempDir() + name;
+  std::string path = absl::StrCat(testing::TempDir(), getpid(), "_", name);
   std::ofstream(path) << text;
   return path;
 }

@@ -1,10 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "client/command/prompt_source.h"
 #include "tests/client/program_run.h"
 
@@ -166,7 +168,7 @@ TEST_F(GenerateCommandTest, TakesTokenIdsAsThePrompt) {
 }
 
 TEST_F(GenerateCommandTest, ReadsPromptFromFile) {
-  const std::string path = ::testing::TempDir() + "tidal_prompt.txt";
+  const std::string path = absl::StrCat(::testing::TempDir(), getpid(), "_prompt.txt");
   std::ofstream(path, std::ios::binary) << "line one\nline two\n";
   const ProgramResult result = RunProgram(server_, {"generate", "--prompt_file", path});
   std::remove(path.c_str());

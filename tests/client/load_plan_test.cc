@@ -3,12 +3,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
 #include <numeric>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "client/bench/bench_flags.h"
 #include "client/bench/prompt_maker.h"
 
@@ -44,7 +46,7 @@ TEST(LengthDistributionTest, LognormalHasItsMedianAndMaximum) {
 }
 
 TEST(LengthDistributionTest, FileListsLengths) {
-  const std::string path = testing::TempDir() + "lengths.txt";
+  const std::string path = absl::StrCat(testing::TempDir(), getpid(), "_lengths.txt");
   std::ofstream(path) << "5\n\n 9 \n";
   const std::vector<int32_t> drawn = Draw("file:" + path, 100);
   EXPECT_EQ(std::set<int32_t>(drawn.begin(), drawn.end()), (std::set<int32_t>{5, 9}));

