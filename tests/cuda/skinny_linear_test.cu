@@ -143,6 +143,7 @@ class SkinnyLinearTest : public ::testing::Test {
   void SetUp() override {
     if (!HasDevice()) GTEST_SKIP() << "no CUDA device";
     ASSERT_CUDA_OK(InitSkinnyLinear(&device_));
+    counters_ = std::make_unique<DeviceArray<uint32_t>>(std::vector<uint32_t>(2));
   }
 
   // With a queue the blocks draw their tiles, else each has its share of them.
@@ -150,7 +151,7 @@ class SkinnyLinearTest : public ::testing::Test {
     return {.device = device_,
             .stream = stream_.get(),
             .num_rows = num_rows,
-            .counters = with_queue ? counters_.get() : nullptr};
+            .counters = with_queue ? counters_->get() : nullptr};
   }
 
   // Of results rounded to T, or of inputs rounded to it.
@@ -166,7 +167,7 @@ class SkinnyLinearTest : public ::testing::Test {
 
   TestStream stream_;
   SkinnyLinearDevice device_;
-  DeviceArray<uint32_t> counters_{std::vector<uint32_t>(2)};
+  std::unique_ptr<DeviceArray<uint32_t>> counters_;
 };
 
 using ElementTypes = ::testing::Types<__nv_bfloat16, __half>;
@@ -213,7 +214,7 @@ void SkinnyLinearTest<T>::CheckAttentionInput(const ModelDims& dims, int32_t num
                                with_bias ? device_bias.get() : nullptr, device_frequencies.get(),
                                query.get(), view, tables.view()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
-  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
+  EXPECT_EQ(counters_->Read(), std::vector<uint32_t>(2));
 
   const auto expected =
       Multiply(Widen(weight), Normalize(Widen(hidden), norm, dims.rms_norm_eps), bias, num_rows);
@@ -268,7 +269,7 @@ void SkinnyLinearTest<T>::CheckResidual(const ModelDims& dims, int32_t inputs, i
                      ? LaunchDown<T>(Launch(num_rows, with_bias), dims, arguments)
                      : LaunchOutputProjection<T>(Launch(num_rows, with_bias), dims, arguments));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
-  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
+  EXPECT_EQ(counters_->Read(), std::vector<uint32_t>(2));
   auto expected = Multiply(Widen(weight), Widen(input), bias, num_rows);
   for (size_t i = 0; i < expected.size(); ++i) expected[i] += hidden[i];
   EXPECT_LT(RelativeError(Widen(device_hidden.Read()), expected), kSumTolerance);
@@ -287,7 +288,7 @@ void SkinnyLinearTest<T>::CheckGateUp(const ModelDims& dims, int32_t num_rows, b
                                  {device_hidden.get(), device_norm.get(), device_weight.get(),
                                   with_bias ? device_bias.get() : nullptr, output.get()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
-  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
+  EXPECT_EQ(counters_->Read(), std::vector<uint32_t>(2));
   const auto sums =
       Multiply(Widen(weight), Normalize(Widen(hidden), norm, dims.rms_norm_eps), bias, num_rows);
   std::vector<double> expected;
@@ -310,7 +311,7 @@ void SkinnyLinearTest<T>::CheckLmHead(const ModelDims& dims, int32_t num_rows, b
       Launch(num_rows, with_queue), dims,
       {device_hidden.get(), device_norm.get(), device_weight.get(), logits.get(), tables.view()}));
   ASSERT_CUDA_OK(cudaDeviceSynchronize());
-  EXPECT_EQ(counters_.Read(), std::vector<uint32_t>(2));
+  EXPECT_EQ(counters_->Read(), std::vector<uint32_t>(2));
   const int32_t num_samples = tables.num_samples;
   const std::vector<float> sampled(hidden.end() - int64_t{num_samples} * dims.hidden_size,
                                    hidden.end());
