@@ -20,7 +20,7 @@ using nlohmann::json;
 constexpr float kLogitTolerance = 2e-3f;
 
 std::string CheckpointPath(const std::string& name) {
-  return std::string(TIDAL_SOURCE_DIR) + "/tests/golden/checkpoints/" + name;
+  return SourceFolder() + "/tests/golden/checkpoints/" + name;
 }
 
 json ReadJson(const std::string& path) {
@@ -64,7 +64,7 @@ TEST_P(GoldenModelTest, LogitsAndGreedyTokensAreTransformers) {
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenModelTest,
                          ::testing::Values("llama2_mha_fp32", "llama3_gqa_bf16", "sharded_fp16",
-                                           "mistral_fp32"),
+                                           "mistral_fp32", "heads_of_64_fp16", "heads_of_128_bf16"),
                          [](const auto& test) { return test.param; });
 
 class TidalGoldenTest : public ::testing::Test {

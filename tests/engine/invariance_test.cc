@@ -48,7 +48,7 @@ Request MakeRequest(int index, int32_t num_prompt_tokens, int32_t max_new_tokens
 // Runs `request` last in line behind its neighbours, so that it is the one preempted.
 Outcome RunUnder(const Conditions& conditions, const Request& request) {
   TestModel model =
-      LoadTestModel(std::string(TIDAL_SOURCE_DIR) + "/tests/golden/checkpoints/llama3_gqa_bf16",
+      LoadTestModel(SourceFolder() + "/tests/golden/checkpoints/llama3_gqa_bf16",
                     {.limits = {.max_batch_tokens = conditions.max_batch_tokens,
                                 .max_batch_sequences = conditions.max_running_requests,
                                 .max_model_len = 1024},

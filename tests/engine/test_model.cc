@@ -1,6 +1,7 @@
 #include "tests/engine/test_model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "engine/block_manager.h"
@@ -15,6 +16,11 @@ void CheckOk(const absl::Status& status) { TIDAL_CHECK(status.ok(), status.ToStr
 
 }  // namespace
 
+std::string SourceFolder() {
+  const char* folder = std::getenv("TIDAL_SOURCE_DIR");
+  return folder != nullptr ? folder : TIDAL_SOURCE_DIR;
+}
+
 TestModel LoadTestModel(const std::string& directory, const TestModelOptions& options) {
   absl::StatusOr<ModelConfig> config = LoadModelConfig(directory);
   CheckOk(config.status());
@@ -23,7 +29,9 @@ TestModel LoadTestModel(const std::string& directory, const TestModelOptions& op
   absl::StatusOr<LayerPlan> plan = LayerPlan::Create(config->shape.num_layers, options.plan);
   CheckOk(plan.status());
   absl::StatusOr<std::unique_ptr<Backend>> backend =
-      CreateCpuBackend(config->shape, options.limits, {.num_threads = options.num_threads});
+      options.create_backend != nullptr
+          ? options.create_backend(config->shape, options.limits)
+          : CreateCpuBackend(config->shape, options.limits, {.num_threads = options.num_threads});
   CheckOk(backend.status());
   CheckOk((*backend)->LoadWeights((*checkpoint)->weights()));
   CheckOk((*backend)->AllocateKvCache(options.num_blocks));

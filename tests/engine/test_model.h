@@ -1,12 +1,14 @@
-// A real checkpoint on the CPU backend, for tests of the whole model: loads it, and runs chunks of
+// A real checkpoint on a backend, for tests of the whole model: loads it, and runs chunks of
 // sequences through the layer loop without an engine.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "engine/backend/backend.h"
 #include "engine/backend_model_runner.h"
 #include "engine/checkpoint/model_config.h"
@@ -17,8 +19,11 @@ namespace tidal {
 struct TestModelOptions {
   StepLimits limits = {.max_batch_tokens = 512, .max_batch_sequences = 16, .max_model_len = 2048};
   int32_t num_blocks = 512;
-  LayerPlanOptions plan;
+  LayerPlanOptions plan = {};
   int32_t num_threads = 2;
+  // Makes the backend; null: the CPU backend with num_threads.
+  std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelShape&, const StepLimits&)>
+      create_backend = nullptr;
 };
 
 struct TestModel {
@@ -58,6 +63,9 @@ class TestSequence {
   int32_t num_computed_tokens_ = 0;
   std::vector<int32_t> block_table_;
 };
+
+// Where the repository is: TIDAL_SOURCE_DIR of the environment, or where this was built.
+std::string SourceFolder();
 
 // The id with the highest logit.
 int32_t ArgMax(const std::vector<float>& logits);

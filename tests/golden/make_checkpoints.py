@@ -3,7 +3,7 @@
 
     python3 -m venv /tmp/golden && /tmp/golden/bin/pip install \\
         -r tests/golden/make_checkpoints.requirements.txt
-    /tmp/golden/bin/python tests/golden/make_checkpoints.py
+    /tmp/golden/bin/python tests/golden/make_checkpoints.py [model...]
 
 Everything is written below tests/golden/checkpoints/ (one folder a model, in Hugging Face's layout)
 and to tests/golden/rope_frequencies.json. The weights come from numpy's generator with fixed seeds,
@@ -42,6 +42,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -146,6 +147,47 @@ MODELS = {
         dtype=torch.float32,
         old_spelling=False,
         seed=404,
+    ),
+    # With heads as wide as the CUDA backend wants them.
+    "heads_of_64_fp16": dict(
+        config=LlamaConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            vocab_size=256,
+            max_position_embeddings=1024,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 20000.0},
+            attention_bias=True,
+            mlp_bias=True,
+            **COMMON,
+        ),
+        dtype=torch.float16,
+        old_spelling=False,
+        seed=505,
+    ),
+    "heads_of_128_bf16": dict(
+        config=LlamaConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=128,
+            vocab_size=256,
+            max_position_embeddings=1024,
+            rms_norm_eps=1e-5,
+            rope_theta=500000.0,
+            rope_scaling=dict(LLAMA3_ROPE),
+            tie_word_embeddings=True,
+            **COMMON,
+        ),
+        dtype=torch.bfloat16,
+        old_spelling=True,
+        seed=606,
     ),
 }
 
@@ -401,7 +443,8 @@ def make_rope_golden():
 def main():
     torch.manual_seed(0)
     make_rope_golden()
-    for name, spec in MODELS.items():
+    for name in sys.argv[1:] or MODELS:
+        spec = MODELS[name]
         folder = save_model(name, spec)
         make_golden(folder, spec["seed"])
         if name == TIDAL_MODEL:
