@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/bundle.sh
 bundle=$(realpath -m "${1:-build/device-tests}")
 tests=(cuda_kernels_test cuda_conformance_test cuda_golden_test)
-programs=(tidal-bench tidal-server tidal-client)
+programs=(tidal-bench tidal-eval tidal-server tidal-client)
 
 command -v patchelf >/dev/null || scripts/install_packages.sh build package
 cmake -S . -B build/device -G Ninja -DCMAKE_BUILD_TYPE=Release -DTIDAL_CUDA=ON \

@@ -8,21 +8,19 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "engine/backend/status_macros.h"
 #include "engine/model_loader.h"
 #include "tools/attention_bench.h"
 #include "tools/bench_report.h"
+#include "tools/flag_values.h"
 #include "tools/model_shapes.h"
 #include "tools/step_bench.h"
 
@@ -55,31 +53,6 @@ ABSL_FLAG(std::string, json, "", "Also write the results to this file");
 
 namespace tidal {
 namespace {
-
-absl::StatusOr<std::vector<int32_t>> ParseIntegers(const std::string& flag,
-                                                   const std::vector<std::string>& words,
-                                                   int32_t min, int32_t max) {
-  std::vector<int32_t> values;
-  for (const std::string& word : words) {
-    int32_t value = 0;
-    if (!absl::SimpleAtoi(word, &value) || value < min || value > max) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--", flag, ": '", word, "' is not a number in ", min, "..", max));
-    }
-    values.push_back(value);
-  }
-  return values;
-}
-
-template <typename Value>
-absl::StatusOr<Value> ParseChoice(const std::string& flag, const std::string& word,
-                                  const std::map<std::string, Value>& choices) {
-  const auto it = choices.find(word);
-  if (it != choices.end()) return it->second;
-  const auto name = [](std::string* out, const auto& choice) { out->append(choice.first); };
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": '", word, "' is not one of ",
-                                                 absl::StrJoin(choices, ", ", name)));
-}
 
 absl::StatusOr<ModelLoadOptions> LoadOptionsFromFlags(int32_t max_streams) {
   ModelLoadOptions options{.model_path = absl::GetFlag(FLAGS_model_path),
