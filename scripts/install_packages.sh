@@ -18,7 +18,8 @@ packages_of() { # purpose
       ;;
     demo) echo python3 ;;
     test)
-      echo git ccache openssl python3 python3-venv libgtest-dev libgmock-dev libboost-context-dev
+      echo git ccache openssl python3 python3-venv libgtest-dev libgmock-dev libboost-context-dev \
+        prometheus
       ;;
     check) echo clang clang-tidy clang-format-14 libclang-rt-dev ;;
     package) echo patchelf binutils ;;
