@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/cpu/cpu_backend.h"
 #include "engine/cuda_plugin.h"
+#include "engine/layer_plan_file.h"
 
 namespace tidal {
 namespace {
@@ -108,6 +110,36 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const ModelLoadOptions& options, Device 
   return static_cast<int32_t>(num_blocks);
 }
 
+struct SourcedPlan {
+  LayerPlan plan;
+  std::string source;
+};
+
+absl::StatusOr<SourcedPlan> ChoosePlan(const ModelLoadOptions& options, int32_t num_layers) {
+  const LayerPlanOptions& wanted = options.layer_plan;
+  if (wanted.full_layers.has_value() || wanted.selection_layers.has_value()) {
+    TIDAL_ASSIGN_OR_RETURN(LayerPlan plan, LayerPlan::Create(num_layers, wanted));
+    return SourcedPlan{std::move(plan), "options"};
+  }
+  const bool has_directory = !options.dummy_config.has_value();
+  std::optional<LayerPlanOptions> found;
+  if (has_directory) {
+    TIDAL_ASSIGN_OR_RETURN(found, ReadLayerPlanFile(options.model_path));
+  }
+  absl::StatusOr<LayerPlan> plan =
+      LayerPlan::Create(num_layers, found.value_or(LayerPlanOptions()));
+  if (!found.has_value()) {
+    if (!plan.ok()) return plan.status();
+    return SourcedPlan{*std::move(plan), "default"};
+  }
+  const std::string path =
+      (std::filesystem::path(options.model_path) / kLayerPlanFileName).string();
+  if (!plan.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", plan.status().message()));
+  }
+  return SourcedPlan{*std::move(plan), path};
+}
+
 // The parts of a model that need a device.
 absl::Status LoadOnDevice(const ModelLoadOptions& options, Device device, ServingModel* model) {
   TIDAL_ASSIGN_OR_RETURN(const int32_t wanted_model_len, WantedModelLen(options, model->config));
@@ -144,8 +176,7 @@ absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
       options.load_format == LoadFormat::kDummy && options.dummy_config.has_value();
   TIDAL_ASSIGN_OR_RETURN(ModelConfig config,
                          is_given ? *options.dummy_config : LoadModelConfig(options.model_path));
-  TIDAL_ASSIGN_OR_RETURN(LayerPlan plan,
-                         LayerPlan::Create(config.shape.num_layers, options.layer_plan));
+  TIDAL_ASSIGN_OR_RETURN(SourcedPlan plan, ChoosePlan(options, config.shape.num_layers));
   TIDAL_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, LoadModelTokenizer(options, config));
   const auto path = std::filesystem::path(options.model_path).lexically_normal();
   const auto name = path.has_filename() ? path.filename() : path.parent_path().filename();
@@ -153,7 +184,8 @@ absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options) {
                         .config = std::move(config),
                         .tokenizer = std::move(tokenizer),
                         .backend = nullptr,
-                        .plan = std::move(plan),
+                        .plan = std::move(plan.plan),
+                        .plan_source = std::move(plan.source),
                         .runner = nullptr};
 
   if (options.device == Device::kAuto) {

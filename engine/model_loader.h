@@ -44,6 +44,8 @@ struct ModelLoadOptions {
   // On CUDA, of the device's memory, for weights, workspaces and KV cache together (0 = 0.9). On
   // the CPU, of the memory that is free beside weights and workspaces, for the KV cache (0 = 0.5).
   double memory_fraction = 0.0;
+  // Where it says nothing, what the checkpoint's tidal.json says (layer_plan_file.h), where there
+  // is one.
   LayerPlanOptions layer_plan = {};
   std::function<void(absl::string_view)> on_warning = [](absl::string_view) {};
 };
@@ -55,15 +57,16 @@ struct ServingModel {
   Device device = Device::kCpu;          // never kAuto
   std::unique_ptr<Backend> backend;
   LayerPlan plan;
+  std::string plan_source = {};  // for people: "options", "default", or the file it was read from
   std::unique_ptr<ModelRunner> runner;  // on `backend`
   int32_t max_model_len = 0;
   int32_t max_batch_tokens = 0;
   int32_t num_blocks = 0;
 };
 
-// INVALID_ARGUMENT names an option that does not suit the checkpoint; RESOURCE_EXHAUSTED names
-// needed and available bytes and the longest context that would fit; UNAVAILABLE says what kCuda
-// lacks: the plugin, a library, the driver or a device.
+// INVALID_ARGUMENT names an option, or a tidal.json, that does not suit the checkpoint;
+// RESOURCE_EXHAUSTED names needed and available bytes and the longest context that would fit;
+// UNAVAILABLE says what kCuda lacks: the plugin, a library, the driver or a device.
 absl::StatusOr<ServingModel> LoadServingModel(const ModelLoadOptions& options);
 
 }  // namespace tidal

@@ -4,6 +4,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "engine/backend/status_macros.h"
 #include "engine/clock.h"
@@ -84,7 +85,10 @@ LogFields ServingModelState::Describe() const {
           {"max_model_len", int64_t{info.limits().max_model_len()}},
           {"kv_cache_tokens", info.limits().kv_cache_tokens()},
           {"attention", ModeName(info.default_attention().mode())},
-          {"token_budget", int64_t{info.default_attention().token_budget()}}};
+          {"token_budget", int64_t{info.default_attention().token_budget()}},
+          {"full_layers", absl::StrJoin(model_->plan.LayersWithRole(LayerRole::kFull), ",")},
+          {"selection_layers", absl::StrJoin(model_->plan.LayersWithRole(LayerRole::kSelect), ",")},
+          {"layer_plan_source", model_->plan_source}};
 }
 
 void ServingModelState::ExportMetrics(const ServerConfig& config, const EngineOptions& options,

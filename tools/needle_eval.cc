@@ -47,8 +47,8 @@ class NeedleRun {
         engine_(model, static_cast<int32_t>(std::max<size_t>(grid.token_budgets.size(), 1))) {}
 
   absl::Status ReadLog();
-  // All results of one prompt; `prompt` holds what names it.
-  absl::Status RunPrompt(const NeedleGrid::Task& task, const NeedleResult& prompt);
+  // All results of one prompt.
+  absl::Status RunPrompt(const NeedleGrid::Prompt& prompt);
   std::vector<NeedleResult> TakeResults() { return std::move(results_); }
   int64_t num_results() const { return static_cast<int64_t>(results_.size()); }
 
@@ -69,6 +69,7 @@ class NeedleRun {
 };
 
 absl::Status NeedleRun::ReadLog() {
+  if (log_ == nullptr) return absl::OkStatus();
   for (const nlohmann::json& json : log_->results()) {
     TIDAL_ASSIGN_OR_RETURN(NeedleResult result, NeedleResultFromJson(json));
     ResultKey key = KeyOf(result);
@@ -88,25 +89,20 @@ std::vector<NeedleResult> NeedleRun::TakeMissing(const EvalMethod& method, Needl
   return missing;
 }
 
-absl::Status NeedleRun::RunPrompt(const NeedleGrid::Task& task, const NeedleResult& prompt) {
+absl::Status NeedleRun::RunPrompt(const NeedleGrid::Prompt& prompt) {
+  NeedleResult result;
+  result.task = std::string(NeedleTaskName(prompt.options.task));
+  result.task_size = prompt.options.size;
+  result.num_context_tokens = prompt.options.num_tokens;
+  result.depth = prompt.options.depth;
+  result.case_index = prompt.case_index;
   std::vector<std::pair<const EvalMethod*, std::vector<NeedleResult>>> missing;
   for (const EvalMethod& method : grid_.methods) {
-    std::vector<NeedleResult> results = TakeMissing(method, prompt);
+    std::vector<NeedleResult> results = TakeMissing(method, result);
     if (!results.empty()) missing.emplace_back(&method, std::move(results));
   }
   if (missing.empty()) return absl::OkStatus();
-  // Depths have prompts of their own, so that a lucky one does not count more than once.
-  const auto depth_index = static_cast<uint32_t>(
-      std::find(grid_.depths.begin(), grid_.depths.end(), prompt.depth) - grid_.depths.begin());
-  const uint32_t seed = grid_.seed + depth_index * static_cast<uint32_t>(grid_.num_cases) +
-                        static_cast<uint32_t>(prompt.case_index);
-  const NeedlePrompt needle = MakeNeedlePrompt({.task = task.task,
-                                                .size = task.size,
-                                                .num_tokens = prompt.num_context_tokens,
-                                                .depth = prompt.depth,
-                                                .seed = seed,
-                                                .num_distractors = grid_.num_distractors},
-                                               count_tokens_, grid_.haystack);
+  const NeedlePrompt needle = MakeNeedlePrompt(prompt.options, count_tokens_, grid_.haystack);
   TIDAL_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt_token_ids,
                          model_->tokenizer->Encode(needle.text, {}));
   for (const auto& [method, results] : missing) {
@@ -135,7 +131,7 @@ absl::Status NeedleRun::RunMethod(const EvalMethod& method, const NeedlePrompt& 
     result.num_words = score.num_words;
     result.num_correct_words = score.num_correct_words;
     result.output = outputs[i].text;
-    TIDAL_RETURN_IF_ERROR(log_->Append(ToJson(result)));
+    if (log_ != nullptr) TIDAL_RETURN_IF_ERROR(log_->Append(ToJson(result)));
     results_.push_back(std::move(result));
   }
   return absl::OkStatus();
@@ -198,14 +194,34 @@ TokenCounter CountTokensOf(const Tokenizer* tokenizer) {
   };
 }
 
+std::vector<NeedleGrid::Prompt> PromptsOf(const NeedleGrid& grid) {
+  std::vector<NeedleGrid::Prompt> prompts;
+  for (const NeedleGrid::Task& task : grid.tasks) {
+    for (const int32_t context : grid.contexts) {
+      // Depths have prompts of their own, so that a lucky one does not count more than once.
+      uint32_t seed = grid.seed;
+      for (const double depth : grid.depths) {
+        for (int32_t index = 0; index < grid.num_cases; ++index) {
+          prompts.push_back({.options = {.task = task.task,
+                                         .size = task.size,
+                                         .num_tokens = context,
+                                         .depth = depth,
+                                         .seed = seed++,
+                                         .num_distractors = grid.num_distractors},
+                             .case_index = index});
+        }
+      }
+    }
+  }
+  return prompts;
+}
+
 int64_t NumNeedleResults(const NeedleGrid& grid) {
   size_t num_results_of_prompt = 0;
   for (const EvalMethod& method : grid.methods) {
     num_results_of_prompt += BudgetsOf(grid, method).size();
   }
-  return static_cast<int64_t>(grid.tasks.size() * grid.contexts.size() * grid.depths.size() *
-                              num_results_of_prompt) *
-         grid.num_cases;
+  return static_cast<int64_t>(PromptsOf(grid).size() * num_results_of_prompt);
 }
 
 absl::StatusOr<std::vector<NeedleResult>> RunNeedleGrid(
@@ -213,21 +229,9 @@ absl::StatusOr<std::vector<NeedleResult>> RunNeedleGrid(
     const std::function<void(int64_t num_done)>& on_progress) {
   NeedleRun run(model, grid, log);
   TIDAL_RETURN_IF_ERROR(run.ReadLog());
-  for (const NeedleGrid::Task& task : grid.tasks) {
-    for (const int32_t context : grid.contexts) {
-      for (const double depth : grid.depths) {
-        for (int32_t index = 0; index < grid.num_cases; ++index) {
-          NeedleResult prompt;
-          prompt.task = std::string(NeedleTaskName(task.task));
-          prompt.task_size = task.size;
-          prompt.num_context_tokens = context;
-          prompt.depth = depth;
-          prompt.case_index = index;
-          TIDAL_RETURN_IF_ERROR(run.RunPrompt(task, prompt));
-          on_progress(run.num_results());
-        }
-      }
-    }
+  for (const NeedleGrid::Prompt& prompt : PromptsOf(grid)) {
+    TIDAL_RETURN_IF_ERROR(run.RunPrompt(prompt));
+    on_progress(run.num_results());
   }
   return run.TakeResults();
 }

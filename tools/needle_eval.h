@@ -23,6 +23,12 @@ struct NeedleGrid {
     NeedleTask task = NeedleTask::kSingle;
     int32_t size = 1;
   };
+  // One of the grid's prompts: what it is made of, and its number among those alike.
+  struct Prompt {
+    NeedlePromptOptions options;
+    int32_t case_index = 0;
+  };
+
   std::vector<Task> tasks;
   std::vector<int32_t> contexts;  // tokens of the prompt, at most
   std::vector<double> depths;
@@ -67,11 +73,15 @@ AnswerScore ScoreAnswer(absl::string_view answer, absl::string_view output);
 // Counts tokens inside of a text; `tokenizer` must outlive it.
 TokenCounter CountTokensOf(const Tokenizer* tokenizer);
 
+// The grid's prompts, by task, context, depth and case.
+std::vector<NeedleGrid::Prompt> PromptsOf(const NeedleGrid& grid);
+
 // How many results the grid has.
 int64_t NumNeedleResults(const NeedleGrid& grid);
 
-// Measures what `log` does not hold yet, and appends it; `on_progress` hears how many results there
-// are after each prompt. The grid's results, those found in the log included.
+// Measures what `log` (which may be null) does not hold yet, and appends it; `on_progress` hears
+// how many results there are after each prompt. The grid's results, those found in the log
+// included.
 absl::StatusOr<std::vector<NeedleResult>> RunNeedleGrid(
     ServingModel* model, const NeedleGrid& grid, ResultLog* log,
     const std::function<void(int64_t num_done)>& on_progress);

@@ -175,7 +175,7 @@ std::string NeedleHeatMapSvg(const std::vector<NeedleResult>& results) {
     const size_t panel_row = i / kPanelsInRow;
     const double y = height * static_cast<double>(panel_row) + kTop;
     drawing.Text(x, y - 24, panels[i].second, 13);
-    drawing.Text(x, y - 9, absl::StrCat(panels[i].first, ", % found by depth and context"), 10);
+    drawing.Text(x, y - 9, absl::StrCat(panels[i].first, ", % found"), 11);
     for (size_t row = 0; row < depths.size(); ++row) {
       const double top = y + kCellHeight * static_cast<double>(row);
       drawing.Text(x - 6, top + 15, absl::StrFormat("%.0f%%", 100 * depths[row]), 11,

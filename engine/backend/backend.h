@@ -115,6 +115,15 @@ class Backend {
   virtual absl::Status ReadSelection(int32_t chunk_index,
                                      std::vector<std::vector<int32_t>>* positions) = 0;
 
+  // Between Attention(layer) and AttentionOutput(layer): the softmax over the whole context of the
+  // last query of chunk `chunk_index`, [num_query_heads][num_context_tokens]. UNIMPLEMENTED where a
+  // backend's stages run later than their calls.
+  virtual absl::Status ReadAttentionProbabilities(
+      int32_t /*layer*/, int32_t /*chunk_index*/,
+      std::vector<std::vector<float>>* /*probabilities*/) {
+    return absl::UnimplementedError("this backend does not tell attention probabilities");
+  }
+
   // Bytes a second that the device reads memory with at best, measured now over more than its
   // caches hold: the ceiling for decoding. After AllocateKvCache.
   virtual absl::StatusOr<double> MeasureReadBandwidth() = 0;

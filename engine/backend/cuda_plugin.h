@@ -20,7 +20,7 @@ struct CudaBackendOptions {
 
 // Raised with each change of a type that crosses the border: a plugin of another version is not
 // called.
-inline constexpr int32_t kCudaPluginVersion = 1;
+inline constexpr int32_t kCudaPluginVersion = 2;
 
 // The plugin's two symbols, with C linkage.
 inline constexpr char kCudaPluginVersionSymbol[] = "TidalCudaPluginVersion";

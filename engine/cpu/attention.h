@@ -36,6 +36,10 @@ class CpuAttention {
   // One layer. FAILED_PRECONDITION for a sparse layer before the first select layer.
   absl::Status Run(const AttentionInputs& inputs, const AttentionPass& pass);
 
+  // Backend::ReadAttentionProbabilities, of the layer and queries in `inputs`.
+  absl::Status ReadProbabilities(const AttentionInputs& inputs, int32_t chunk_index,
+                                 std::vector<std::vector<float>>* probabilities) const;
+
   // Backend::ReadSelection.
   absl::Status ReadSelection(int32_t chunk, std::vector<std::vector<int32_t>>* positions) const {
     return decode_.ReadSelection(chunk, positions);
@@ -44,6 +48,7 @@ class CpuAttention {
  private:
   void RunTasks(const AttentionInputs& inputs);
 
+  const ModelShape shape_;
   ThreadPool* pool_;
   PrefillAttention prefill_;
   DecodeAttention decode_;

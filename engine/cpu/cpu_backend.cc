@@ -63,6 +63,10 @@ class CpuBackend final : public Backend {
   absl::Status ReadLogits(std::vector<float>* logits) override;
   absl::Status ReadSelection(int32_t chunk_index,
                              std::vector<std::vector<int32_t>>* positions) override;
+  absl::Status ReadAttentionProbabilities(int32_t layer, int32_t chunk_index,
+                                          std::vector<std::vector<float>>* probabilities) override {
+    return attention_.ReadProbabilities(InputsOf(layer), chunk_index, probabilities);
+  }
   absl::StatusOr<double> MeasureReadBandwidth() override {
     return cpu::MeasureReadBandwidth(&pool_);
   }
@@ -81,6 +85,13 @@ class CpuBackend final : public Backend {
   };
 
   void LayOut(Arena* arena);
+  AttentionInputs InputsOf(int32_t layer) {
+    return {.step = &step_,
+            .cache = &cache_,
+            .layer = layer,
+            .queries = {act_.qkv.data(), qkv_size()},
+            .output = {act_.attention.data(), shape_.query_size()}};
+  }
   int64_t qkv_size() const { return shape_.query_size() + 2 * int64_t{shape_.kv_size()}; }
 
   // Calls run(row) for every row of the step, on all threads where there are many.
@@ -243,12 +254,7 @@ absl::Status CpuBackend::AttentionInput(int32_t layer) {
 }
 
 absl::Status CpuBackend::Attention(int32_t layer, const AttentionPass& pass) {
-  return attention_.Run({.step = &step_,
-                         .cache = &cache_,
-                         .layer = layer,
-                         .queries = {act_.qkv.data(), qkv_size()},
-                         .output = {act_.attention.data(), shape_.query_size()}},
-                        pass);
+  return attention_.Run(InputsOf(layer), pass);
 }
 
 absl::Status CpuBackend::AttentionOutput(int32_t layer) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/engine/checkpoint/temp_directory.h"
@@ -11,7 +12,10 @@
 namespace tidal {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 std::string Message(const absl::StatusOr<ServingModel>& model) {
   return std::string(model.status().message());
@@ -57,6 +61,43 @@ TEST_F(ModelLoaderTest, LoadsADummyFromItsConfigAlone) {
   EXPECT_EQ(model->plan.LayersWithRole(LayerRole::kSelect).size(), 2u);
   EXPECT_EQ(model->backend->memory_use().kv_cache_bytes,
             model->num_blocks * model->backend->kv_block_size_bytes());
+}
+
+TEST_F(ModelLoaderTest, TakesTheCheckpointsLayerPlanUnlessOptionsSayOtherwise) {
+  EXPECT_EQ(LoadServingModel(Options())->plan_source, "default");
+  directory_.Write("tidal.json",
+                   R"({"full_layers": [0], "selection_layers": [1], "calibration": {"a": 1}})");
+  const auto model = LoadServingModel(Options());
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->plan_source, directory_.path() + "/tidal.json");
+  EXPECT_THAT(model->plan.LayersWithRole(LayerRole::kSelect), ElementsAre(1));
+  EXPECT_THAT(model->plan.LayersWithRole(LayerRole::kSparse), ElementsAre(2, 3));
+  ModelLoadOptions options = Options();
+  options.layer_plan.selection_layers = {{2}};
+  const auto overridden = LoadServingModel(options);
+  ASSERT_TRUE(overridden.ok()) << overridden.status();
+  EXPECT_EQ(overridden->plan_source, "options");
+  EXPECT_THAT(overridden->plan.LayersWithRole(LayerRole::kFull), ElementsAre(0, 1));
+}
+
+TEST_F(ModelLoaderTest, NamesWhatIsWrongInALayerPlanFile) {
+  const std::string file = directory_.path() + "/tidal.json: ";
+  const std::pair<const char*, const char*> cases[] = {
+      {"{", "parse error"},
+      {"[]", "is not a JSON object"},
+      {R"({"full_layers": [0]})", "selection_layers is missing"},
+      {R"({"full_layers": 0, "selection_layers": [1]})", "full_layers is not an array"},
+      {R"({"full_layers": [-1], "selection_layers": [1]})", "full_layers: -1 is not a layer's"},
+      {R"({"full_layers": [0], "selection_layers": [1], "layers": 4})", "'layers' is none of"},
+      {R"({"full_layers": [0], "selection_layers": [9]})", "layer 9 is not in 0..3"},
+      {R"({"full_layers": [], "selection_layers": [1]})", "layer 0 would be sparse"},
+  };
+  for (const auto& [text, message] : cases) {
+    directory_.Write("tidal.json", text);
+    const auto model = LoadServingModel(Options());
+    EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(Message(model), AllOf(StartsWith(file), HasSubstr(message)));
+  }
 }
 
 TEST_F(ModelLoaderTest, TakesNoMoreCacheThanTheRunningRequestsCouldFill) {
