@@ -54,28 +54,28 @@ def measure(bin_dir):
     """Runs the loads. Returns [(panel, [(legend, times, values)])], with times in seconds from the
     start, and [(start, name)] of the loads."""
     with tempfile.TemporaryDirectory() as folder:
-        server = monitored_server.MonitoredServer(bin_dir, folder, *SERVER_FLAGS)
+        monitored = monitored_server.MonitoredServer(bin_dir, folder, *SERVER_FLAGS)
         try:
             start = time.time()
             phases = []
             for seed, (flags, name, duration_s) in enumerate(LOADS, start=1):
                 phases.append((time.time() - start, name))
                 print(f"{phases[-1][0]:.0f} s: {name}", flush=True)
-                server.client("bench", *PROMPTS, *flags, f"--duration={duration_s}s",
-                              f"--load_seed={seed}")
+                monitored.server.client("bench", *PROMPTS, *flags, f"--duration={duration_s}s",
+                                        f"--load_seed={seed}")
             end = time.time()
             found = {panel["title"]: panel for panel in monitored_server.dashboard_panels()}
-            return [(found[title], ask(server, found[title], start, end)) for title in PANELS], \
+            return [(found[title], ask(monitored, found[title], start, end)) for title in PANELS], \
                 phases
         finally:
-            server.close()
+            monitored.close()
 
 
-def ask(server, panel, start, end):
+def ask(monitored, panel, start, end):
     series = []
     for target in panel["targets"]:
         expression = monitored_server.with_variables(target["expr"], RATE_INTERVAL)
-        for one in server.query_range(expression, start, end):
+        for one in monitored.query_range(expression, start, end):
             legend = target["legendFormat"]
             for label, value in one["metric"].items():
                 legend = legend.replace("{{" + label + "}}", value)

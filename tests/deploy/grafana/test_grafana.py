@@ -18,6 +18,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts" / "lib"))
 
+import local_server  # noqa: E402
 import monitored_server  # noqa: E402
 
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -57,10 +58,10 @@ def server(tmp_path_factory):
         os.environ["TIDAL_BIN_DIR"], tmp_path_factory.mktemp("monitored"),
         "--kv_cache_memory=64MiB", "--selection_layers=2,5")
     try:
-        _load(running)
+        _load(running.server)
         time_of_load = time.time()
         # The last samples are scraped, and the rules that need them are evaluated.
-        monitored_server.wait_until(lambda: time.time() > time_of_load + 3, "two scrapes", 10)
+        local_server.wait_until(lambda: time.time() > time_of_load + 3, "two scrapes", 10)
         yield running
     finally:
         running.close()
