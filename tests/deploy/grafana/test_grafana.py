@@ -128,3 +128,16 @@ def test_no_rule_names_a_metric_that_the_server_lacks(server):
         text = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
         used |= set(re.findall(r"(?<![\w:])tidal_\w+(?!\w*:)", text))
     assert used and used <= known, used - known
+
+
+def test_memory_is_what_the_sizing_script_computes(server):
+    output = subprocess.run([sys.executable, str(ROOT / "scripts" / "size_memory.py"),
+                             str(ROOT / "models" / "needle" / "config.json"), "--device=cpu"],
+                            capture_output=True, text=True, check=True).stdout
+    computed = {name: int(number.replace(",", "")) for name, number
+                in re.findall(r"^(weights|KV a token) +([\d,]+) bytes", output, re.MULTILINE)}
+    measured = {one["metric"]["kind"]: float(one["value"][1])
+                for one in server.query("tidal_memory_bytes")}
+    blocks = float(server.query("sum(tidal_kv_blocks)")[0]["value"][1])
+    assert measured["weights"] == computed["weights"]
+    assert measured["kv_cache"] == blocks * 16 * computed["KV a token"]
