@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SIZE_MEMORY = ROOT / "scripts" / "size_memory.py"
 # Flags of other programs.
-FOREIGN_FLAGS = {"config.file", "web.listen-address", "time", "memory_gib", "context"}
+FOREIGN_FLAGS = {"config.file", "web.listen-address", "time", "memory_gib", "context", "build"}
 
 
 def _quoted_messages():
