@@ -81,7 +81,8 @@ class MonitoredServer:
         def is_scraping():
             if self._prometheus.poll() is not None:
                 raise RuntimeError(f"prometheus ended: {log_path.read_text(encoding='utf-8')}")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # nobody listens yet, or 503: it is starting
+                urllib.request.urlopen(f"{self._url}/-/ready", timeout=10).close()
                 return bool(self.query("instance:tidal_model:info"))
             return False
 

@@ -74,7 +74,7 @@ def test_errors_are_typed_and_name_the_field(tidal_client, server):
 
 def test_a_cancelled_stream_raises_cancelled(tidal_client, server):
     async def body(client):
-        stream = client.stream("hello", **greedy(tidal_client, num_tokens=4000))
+        stream = client.stream("hello", **greedy(tidal_client, num_tokens=12000))
         async for event in stream:
             if isinstance(event, tidal_client.Delta):
                 stream.cancel()
@@ -86,7 +86,7 @@ def test_a_cancelled_stream_raises_cancelled(tidal_client, server):
 def test_cancelling_the_task_stays_asyncios(tidal_client, server):
     async def body(client):
         async def read():
-            async for _ in client.stream("hello", **greedy(tidal_client, num_tokens=4000)):
+            async for _ in client.stream("hello", **greedy(tidal_client, num_tokens=12000)):
                 started.set()
 
         started = asyncio.Event()

@@ -62,7 +62,7 @@ def test_progress_of_a_long_prompt_ends_at_its_length(tidal_client, client, gree
     ids = [2 + i % 500 for i in range(1500)]
     progress = [event for event in client.stream(ids, cache_salt="progress", **greedy)
                 if isinstance(event, tidal_client.Progress)]
-    assert len(progress) >= 2
+    assert progress  # a slow reader gets the last one only
     assert progress[-1].prefilled_tokens == progress[-1].total_tokens == 1500
 
 
@@ -154,7 +154,7 @@ def test_nobody_there_is_unavailable(tidal_client):
 
 
 def _endless(tidal_client):
-    return tidal_client.Stopping(max_new_tokens=4000, ignore_eos=True)
+    return tidal_client.Stopping(max_new_tokens=12000, ignore_eos=True)
 
 
 def test_leaving_a_stream_ends_it_at_the_server(tidal_client, client):

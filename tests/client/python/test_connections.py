@@ -61,7 +61,7 @@ def test_a_server_of_another_authority_is_not_talked_to(tidal_client, guarded_se
 
 def test_a_clients_limit_says_when_to_call_again(tidal_client, guarded_server, tls):
     with tidal_client.Client(guarded_server.address(), tls=tls, token=TOKEN) as client:
-        endless = tidal_client.Stopping(max_new_tokens=4000, ignore_eos=True)
+        endless = tidal_client.Stopping(max_new_tokens=12000, ignore_eos=True)
         with client.stream("hello", stopping=endless) as stream:
             assert isinstance(next(iter(stream)), tidal_client.Started)
             with pytest.raises(tidal_client.ResourceExhaustedError) as caught:

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -41,13 +42,14 @@ def _load(server):
     for _ in range(2):  # the second one finds the first one's prompt in the cache
         server.client("generate", prompt, "--attention=full", "--max_new_tokens=4",
                       "--temperature=0")
-    late = server.start_client("generate", prompt, "--request_id=late", "--ignore_eos", "--json",
-                               "--max_new_tokens=3000", "--timeout=2s")
-    assert '"started"' in late.stdout.readline()
-    refused = server.client("generate", prompt, "--request_id=late", check=False)
+    live = server.start_client("generate", prompt, "--request_id=live", "--ignore_eos", "--json",
+                               "--max_new_tokens=7000")
+    assert '"started"' in live.stdout.readline()
+    refused = server.client("generate", prompt, "--request_id=live", check=False)
     assert refused.returncode == 4, refused.stderr
-    late.communicate()
-    assert late.returncode == 6
+    live.send_signal(signal.SIGINT)  # cancels the request
+    live.communicate()
+    assert live.returncode == 130
     background.communicate()
     assert background.returncode == 0
 
