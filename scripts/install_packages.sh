@@ -4,7 +4,8 @@
 #   scripts/install_packages.sh build|demo|test|check|package ...
 #
 # build: compiler and libraries; demo: what a demo needs besides; test: the tests; check: format,
-# tidy and fuzzing; package: the release archive.
+# tidy and fuzzing; package: the release archive. The tests' `prometheus` is also started as a
+# service on port 9090 where systemd runs: `systemctl disable --now prometheus` frees the port.
 set -euo pipefail
 
 packages_of() { # purpose
@@ -59,7 +60,7 @@ main() { # purpose...
 }
 
 if (($# == 0)); then
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 main "$@"

@@ -65,7 +65,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection, and calls in flight with it."""
-        await self._channel.close()
+        await self._channel.close(grace=None)
 
     async def __aenter__(self) -> AsyncClient:
         return self

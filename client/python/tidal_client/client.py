@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,7 +17,7 @@ class Stream:
     """The events of one generation, as they come. Iterating raises a TidalError where the call
     fails. Leaving a `with` block, or cancel(), ends a generation that is not over."""
 
-    def __init__(self, call: grpc.Call):
+    def __init__(self, call: Any):  # a grpc.Call, and an iterator of messages
         self._call = call
 
     def __iter__(self) -> Iterator[types.Event]:

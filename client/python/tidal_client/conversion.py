@@ -12,6 +12,7 @@ from tidal.inference.v1 import attention_pb2, inference_pb2, model_pb2
 from tidal_client import types
 
 Prompt = Union[str, Sequence[int]]
+Output = Union[inference_pb2.Choice, inference_pb2.GenerateStreamResponse.Delta]
 Request = TypeVar("Request", inference_pb2.GenerateRequest, inference_pb2.GenerateStreamRequest)
 
 
@@ -110,7 +111,8 @@ def _finish_reason(value: int) -> types.FinishReason | None:
     return types.FinishReason[inference_pb2.FinishReason.Name(value).removeprefix("FINISH_REASON_")]
 
 
-def _matched_stop(message: Message) -> str | int | None:
+def _matched_stop(
+        message: Output | inference_pb2.GenerateStreamResponse.Finished) -> str | int | None:
     kind = message.matched_stop.WhichOneof("stop")
     return None if kind is None else getattr(message.matched_stop, kind)
 
@@ -120,7 +122,7 @@ def _logprobs(messages: Sequence[inference_pb2.TokenLogprob]) -> tuple[types.Tok
                  for one in messages)
 
 
-def _output(message: Message) -> dict[str, Any]:
+def _output(message: Output) -> dict[str, Any]:
     """What a choice and a delta have in common."""
     return {"text": message.text, "token_ids": tuple(message.token_ids),
             "logprobs": _logprobs(message.logprobs),
