@@ -47,9 +47,12 @@ class LocalServer:
         return self._log_path.read_text(encoding="utf-8", errors="replace")
 
     def client(self, *arguments, check=True):
-        """Runs tidal-client against the server."""
+        """Runs tidal-client against the server. Raises RuntimeError where it fails and `check`."""
         command = [str(self._bin_dir / "tidal-client"), f"--target={self.address()}", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=check)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if check and done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}: status {done.returncode}: {done.stderr}")
+        return done
 
     def start_client(self, *arguments):
         """Starts tidal-client, with its standard output as a pipe."""
