@@ -156,6 +156,20 @@ absl::StatusOr<int32_t> Engine::FlushPrefixCache() {
   return num_dropped_blocks.get();
 }
 
+void Engine::RequestDebugState(DebugStateReceiver receiver) {
+  absl::Status closed;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed = closed_;
+    if (closed.ok()) {
+      inbox_.debug_state_receivers.push_back(std::move(receiver));
+      inbox_filled_.notify_one();
+      return;
+    }
+  }
+  receiver(closed);
+}
+
 void Engine::Stop(absl::Status reason) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -194,6 +208,7 @@ void Engine::Run() {
     }
     if (inbox.stop_reason.has_value()) FailAll(*inbox.stop_reason);
     FlushFor(std::move(inbox.flushes));
+    DescribeFor(inbox.debug_state_receivers);
     ExpireDeadlines();
     try {
       // After a stop nothing is left to launch, and what computes still is waited for.
@@ -308,6 +323,43 @@ void Engine::FlushFor(std::vector<Flush> flushes) {
     PublishLoad();  // before the caller goes on, so that what it sees afterwards is true
     flush.set_value(num_dropped_blocks);
   }
+}
+
+void Engine::DescribeFor(const std::vector<DebugStateReceiver>& receivers) const {
+  if (receivers.empty()) return;
+  const EngineDebugState state = DescribeState();
+  for (const DebugStateReceiver& receiver : receivers) receiver(state);
+}
+
+EngineDebugState Engine::DescribeState() const {
+  const absl::Time now = clock_->Now();
+  EngineDebugState state = {.load = load(),
+                            .num_steps_in_flight = static_cast<int32_t>(in_flight_.size()),
+                            .fastest_prefill_rate = fastest_prefill_rate_,
+                            .sequences = {}};
+  std::vector<const Sequence*> sequences;
+  for (const auto& [ticket, sequence] : sequences_) sequences.push_back(sequence.get());
+  std::sort(sequences.begin(), sequences.end(),
+            [](const Sequence* a, const Sequence* b) { return a->ticket < b->ticket; });
+  for (const Sequence* sequence : sequences) {
+    const Request& request = sequence->request;
+    state.sequences.push_back({.request_id = request.id,
+                               .choice_index = sequence->choice_index,
+                               .stage = sequence->stage(),
+                               .priority = request.priority,
+                               .age = now - request.arrival_time,
+                               .time_left = request.deadline - now,
+                               .since_token = now - sequence->last_token_time,
+                               .num_prompt_tokens = sequence->num_prompt_tokens(),
+                               .num_computed_tokens = sequence->num_computed_tokens,
+                               .num_unread_tokens = sequence->num_unread_tokens,
+                               .num_generated_tokens = sequence->num_generated_tokens(),
+                               .max_new_tokens = request.stopping.max_new_tokens,
+                               .num_blocks = static_cast<int32_t>(sequence->block_table.size()),
+                               .sampler_slot = sequence->sampler_slot,
+                               .num_preemptions = sequence->num_preemptions});
+  }
+  return state;
 }
 
 void Engine::ExpireDeadlines() {
@@ -622,6 +674,7 @@ void Engine::FailAll(const absl::Status& reason) {
   }
   for (Submission& submission : rest.submissions) Accept(std::move(submission));
   FlushFor(std::move(rest.flushes));
+  DescribeFor(rest.debug_state_receivers);
   while (!generations_.empty()) Fail(generations_.begin()->second.get(), reason);
 }
 

@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/clock.h"
+#include "engine/debug_state.h"
 #include "engine/engine_observer.h"
 #include "engine/generation_observer.h"
 #include "engine/layer_plan.h"
@@ -78,6 +79,10 @@ class Engine {
   // after a fault.
   absl::StatusOr<int32_t> FlushPrefixCache();
 
+  // Hands what the engine holds to `receiver` before the next step, and does not wait for it: an
+  // engine whose step hangs never answers, which says where it hangs. Any thread.
+  void RequestDebugState(DebugStateReceiver receiver);
+
   // Waits until no request is live, or until `timeout`. Any thread but the engine's.
   bool WaitUntilIdle(absl::Duration timeout);
 
@@ -113,11 +118,12 @@ class Engine {
     int64_t num_prompt_tokens = 0;  // of the submissions
     std::vector<Cancellation> cancellations;
     std::vector<Flush> flushes;
+    std::vector<DebugStateReceiver> debug_state_receivers;
     std::optional<absl::Status> stop_reason;
 
     bool empty() const {
       return submissions.empty() && cancellations.empty() && flushes.empty() &&
-             !stop_reason.has_value();
+             debug_state_receivers.empty() && !stop_reason.has_value();
     }
   };
   absl::Status CheckAdmission(const Request& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -138,6 +144,8 @@ class Engine {
   // Ends a request that has not entered the queue.
   void Refuse(const Generation& generation, RejectionReason reason, const absl::Status& status);
   void FlushFor(std::vector<Flush> flushes);
+  void DescribeFor(const std::vector<DebugStateReceiver>& receivers) const;
+  EngineDebugState DescribeState() const;
   void ExpireDeadlines();
 
   // A chunk of a step in flight. Its sequence may end before the step does.

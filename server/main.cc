@@ -21,6 +21,7 @@
 #include "server/admin_service.h"
 #include "server/call_admission.h"
 #include "server/client_limits.h"
+#include "server/debug_dump.h"
 #include "server/drain.h"
 #include "server/engine_monitor.h"
 #include "server/grpc_server.h"
@@ -155,7 +156,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> StartAdminServer(const ServerConfig&
 
 // From ready to the engine's end.
 DrainResult ServeUntilDrained(const ServerConfig& config, Lifecycle* lifecycle, Engine* engine,
-                              PrometheusMetrics* metrics, Health* health) {
+                              PrometheusMetrics* metrics, Health* health, DebugDump* debug_dump) {
+  const DebugDump::Subject subject(debug_dump, engine);
   const LivenessMonitor liveness(engine, config.liveness_timeout, metrics, health);
   while (!lifecycle->WaitForEnd(absl::Hours(1))) {
   }
@@ -176,7 +178,8 @@ DrainResult ServeUntilDrained(const ServerConfig& config, Lifecycle* lifecycle, 
 absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   const TransportConfig& transport = config.transport;
   Lifecycle lifecycle;
-  const SignalWatcher signals(&lifecycle);
+  DebugDump debug_dump(&lifecycle);
+  const SignalWatcher signals(&lifecycle, &debug_dump);
   const auto metrics = std::make_shared<PrometheusMetrics>(PrometheusMetrics::Options{
       .methods = AllMethods(), .gateway_metrics = config.gateway_metrics});
   std::unique_ptr<MetricsEndpoint> metrics_endpoint;
@@ -231,8 +234,8 @@ absl::StatusOr<DrainResult> Serve(const ServerConfig& config) {
   health.SetReady(true);
   Log(LogLevel::info, "serving", model.Describe());
 
-  const DrainResult result =
-      ServeUntilDrained(config, &lifecycle, model.state().engine, metrics.get(), &health);
+  const DrainResult result = ServeUntilDrained(config, &lifecycle, model.state().engine,
+                                               metrics.get(), &health, &debug_dump);
   metrics->SetProgressAge(nullptr);
   if (result == DrainResult::kOrderly) lifecycle.WaitForUrgency(kCloseGrace);
   grpc_server->Shutdown(result == DrainResult::kForced ? absl::ZeroDuration() : kCloseGrace);

@@ -15,10 +15,12 @@ constexpr int kSignalExitBase = 128;
 
 }  // namespace
 
-SignalWatcher::SignalWatcher(Lifecycle* lifecycle) : lifecycle_(lifecycle) {
+SignalWatcher::SignalWatcher(Lifecycle* lifecycle, DebugDump* debug_dump)
+    : lifecycle_(lifecycle), debug_dump_(debug_dump) {
   sigemptyset(&signals_);
   sigaddset(&signals_, SIGTERM);
   sigaddset(&signals_, SIGINT);
+  sigaddset(&signals_, SIGUSR1);
   pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
   thread_ = std::thread([this] { Watch(); });
 }
@@ -34,6 +36,10 @@ void SignalWatcher::Watch() {
     int signal = 0;
     sigwait(&signals_, &signal);
     if (is_stopping_) return;
+    if (signal == SIGUSR1) {
+      debug_dump_->Write();
+      continue;
+    }
     const int num_signals = lifecycle_->num_signals() + 1;
     Log(LogLevel::info, "signal received",
         {{"signal", std::string(signal == SIGTERM ? "SIGTERM" : "SIGINT")},

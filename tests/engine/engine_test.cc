@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <future>
 #include <latch>
 #include <memory>
 #include <random>
@@ -665,6 +666,49 @@ TEST_P(EngineTest, AFaultInCollectFailsEveryRequestToo) {
   EXPECT_THAT(std::string(generation->failure().message()), HasSubstr("device lost"));
   engine_->Stop(absl::OkStatus());
   EXPECT_EQ(observer_.fault().code(), absl::StatusCode::kInternal);
+}
+
+TEST_P(EngineTest, DescribesWhatItHoldsBeforeTheNextStep) {
+  std::latch entered(1);
+  std::latch release(1);
+  BlockFirstStep(&entered, &release);
+  engine_->Start();
+  Request request = MakeRequest(100, 4);
+  request.priority = 3;
+  request.deadline = clock_.Now() + absl::Seconds(60);
+  const auto running = SubmitOk(request);
+  entered.wait();
+  std::promise<EngineDebugState> described;
+  engine_->RequestDebugState([&described](const absl::StatusOr<EngineDebugState>& state) {
+    ASSERT_TRUE(state.ok()) << state.status();
+    described.set_value(*state);
+  });
+  clock_.Advance(absl::Seconds(2));
+  release.count_down();
+  const EngineDebugState state = described.get_future().get();
+  running->WaitForEnd();
+  EXPECT_EQ(state.load.num_running_requests, 1);
+  ASSERT_EQ(state.sequences.size(), 1u);
+  const SequenceDebugState& sequence = state.sequences[0];
+  EXPECT_EQ(sequence.request_id, request.id);
+  EXPECT_EQ(sequence.stage, RequestStage::kPrefill);
+  EXPECT_EQ(sequence.priority, 3);
+  EXPECT_EQ(sequence.age, absl::Seconds(2));
+  EXPECT_EQ(sequence.time_left, absl::Seconds(58));
+  EXPECT_EQ(sequence.since_token, absl::InfiniteDuration());
+  EXPECT_EQ(sequence.num_prompt_tokens, 100);
+  EXPECT_EQ(sequence.num_computed_tokens, 32);
+  EXPECT_EQ(sequence.num_blocks, 7);
+  EXPECT_EQ(sequence.max_new_tokens, 4);
+}
+
+TEST_P(EngineTest, SaysWhyItDescribesNothingAfterTheEnd) {
+  engine_->Start();
+  engine_->Stop(absl::UnavailableError("shutting down"));
+  absl::Status refusal;
+  engine_->RequestDebugState(
+      [&refusal](const absl::StatusOr<EngineDebugState>& state) { refusal = state.status(); });
+  EXPECT_EQ(refusal, absl::UnavailableError("shutting down"));
 }
 
 // What is drawn for a sequence that has ended meanwhile is counted nowhere.
