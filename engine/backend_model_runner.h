@@ -20,6 +20,9 @@ class BackendModelRunner : public ModelRunner {
                            absl::Span<const int32_t> generated_token_ids) override;
   absl::Status Launch(const StepBatch& batch) override;
   absl::Status Collect(std::vector<SampledToken>* sampled) override;
+  absl::Status CheckAttention(AttentionMode mode, const Selection& selection) const override {
+    return backend_->CheckAttention(mode, selection);
+  }
   int32_t max_steps_in_flight() const override { return backend_->max_steps_in_flight(); }
 
  private:

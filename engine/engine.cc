@@ -31,6 +31,7 @@ Engine::Engine(EngineOptions options, LayerPlan plan, ModelRunner* runner,
                const Tokenizer* tokenizer, const Clock* clock, EngineObserver* observer)
     : options_(std::move(options)),
       plan_(std::move(plan)),
+      num_selection_layers_(static_cast<int32_t>(plan_.LayersWithRole(LayerRole::kSelect).size())),
       runner_(runner),
       tokenizer_(tokenizer),
       clock_(clock),
@@ -86,6 +87,12 @@ absl::Status Engine::CheckAdmission(const Request& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_choices: ", request.num_choices, " is not in [1, ", kMaxChoices, "]"));
   }
+  if (request.attention.correction_interval < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "correction_interval: ", request.attention.correction_interval, " is below 0, never"));
+  }
+  TIDAL_RETURN_IF_ERROR(
+      runner_->CheckAttention(request.attention.mode, request.attention.selection));
   if (num_tokens > max_request_tokens_) {
     return reject(RejectionReason::kNeverFits,
                   absl::InvalidArgumentError(absl::StrCat(
@@ -447,6 +454,11 @@ Engine::StepInFlight Engine::Describe(const StepPlan& plan) const {
   for (const ScheduledChunk& chunk : plan.chunks) {
     step.chunks.push_back(Describe(chunk));
     has_decodes = has_decodes || chunk.is_decode;
+    if (chunk.sequence->is_correcting) {
+      // The current token is not among those that were written before.
+      step.report.num_corrected_tokens += chunk.num_tokens - (chunk.samples() ? 1 : 0);
+      if (chunk.samples()) ++step.report.num_corrections;
+    }
     if (chunk.is_decode) continue;
     step.report.num_prefill_tokens += chunk.num_tokens;
     const bool is_recomputed =
@@ -472,12 +484,12 @@ Engine::LaunchedChunk Engine::Describe(const ScheduledChunk& chunk) const {
                             .is_decode = chunk.is_decode,
                             .samples = chunk.samples(),
                             .num_computed_tokens = sequence.num_computed_tokens + chunk.num_tokens};
-  if (chunk.is_decode) {
-    const AttentionOptions& attention = sequence.request.attention;
-    const int64_t num_context_tokens = launched.num_computed_tokens;
-    launched.num_available_tokens = plan_.num_layers() * num_context_tokens;
-    launched.num_attended_tokens =
-        plan_.AttendedTokens(attention.mode, attention.selection, num_context_tokens);
+  if (chunk.is_decode && launched.samples) {
+    const int32_t num_context_tokens = launched.num_computed_tokens;
+    launched.num_available_tokens = int64_t{plan_.num_layers()} * num_context_tokens;
+    launched.num_attended_tokens = plan_.AttendedTokens(
+        chunk.mode(), sequence.request.attention.selection, num_context_tokens);
+    if (chunk.mode() == AttentionMode::kTidal) launched.num_selections = num_selection_layers_;
   }
   return launched;
 }
@@ -526,8 +538,6 @@ Generation* Engine::GenerationOf(const Sequence& sequence) {
 }
 
 void Engine::AccountAttention(const StepInFlight& step, StepReport* report) {
-  const auto num_selection_layers =
-      static_cast<int32_t>(plan_.LayersWithRole(LayerRole::kSelect).size());
   for (const LaunchedChunk& chunk : step.chunks) {
     Sequence* sequence = FindSequence(chunk.ticket);
     if (sequence == nullptr) continue;
@@ -536,9 +546,7 @@ void Engine::AccountAttention(const StepInFlight& step, StepReport* report) {
     sequence->num_attended_tokens += chunk.num_attended_tokens;
     report->num_available_tokens += chunk.num_available_tokens;
     report->num_attended_tokens += chunk.num_attended_tokens;
-    if (chunk.num_attended_tokens < chunk.num_available_tokens) {
-      report->num_selections += num_selection_layers;
-    }
+    report->num_selections += chunk.num_selections;
   }
 }
 

@@ -58,7 +58,8 @@ class Engine {
   void Start();
 
   // Queues a request; `observer` hears of it from then on. Any thread. Refuses, without calling
-  // `observer`: INVALID_ARGUMENT for a request that can never fit, with the numbers; ALREADY_EXISTS
+  // `observer`: INVALID_ARGUMENT for a request that can never fit, with the numbers; UNIMPLEMENTED
+  // for an attention mode or scope that the backend does not compute; ALREADY_EXISTS
   // for a live id; RESOURCE_EXHAUSTED when the queue is full; UNAVAILABLE after Stop;
   // INTERNAL after a fault. A request whose deadline certainly passes before its first token fails
   // with DEADLINE_EXCEEDED before the next step, without having been queued.
@@ -157,6 +158,7 @@ class Engine {
     // Of a decode, summed over layers.
     int64_t num_attended_tokens = 0;
     int64_t num_available_tokens = 0;
+    int32_t num_selections = 0;
   };
   struct StepInFlight {
     std::vector<LaunchedChunk> chunks;
@@ -201,6 +203,7 @@ class Engine {
 
   const EngineOptions options_;
   const LayerPlan plan_;
+  const int32_t num_selection_layers_;
   ModelRunner* const runner_;
   const Tokenizer* const tokenizer_;
   const Clock* const clock_;

@@ -37,6 +37,8 @@ struct StepReport {
   int64_t num_attended_tokens = 0;   // by decodes, summed over layers
   int64_t num_available_tokens = 0;  // likewise, had they all been full
   int32_t num_selections = 0;        // selections made: decodes in mode tidal x selection layers
+  int32_t num_corrections = 0;       // decodes that have corrected the KV cache before
+  int32_t num_corrected_tokens = 0;  // whose K and V these have written anew
 };
 
 enum class RequestStage : uint8_t { kQueued, kPrefill, kDecode };

@@ -37,8 +37,14 @@ absl::Status AssignRole(const char* option, const std::vector<int32_t>& layers, 
   return absl::OkStatus();
 }
 
-AttentionPass PassOfRole(LayerRole role) {
+// Quest's first layers are full, whatever the plan.
+constexpr int32_t kNumFullQuestLayers = 2;
+
+AttentionPass MakePass(int32_t layer, LayerRole role) {
   AttentionPass pass;
+  if (layer >= kNumFullQuestLayers) {
+    pass.kind_of_mode[static_cast<size_t>(AttentionMode::kQuest)] = AttentionKind::kQuest;
+  }
   AttentionKind& tidal = pass.kind_of_mode[static_cast<size_t>(AttentionMode::kTidal)];
   if (role == LayerRole::kSelect) tidal = AttentionKind::kSelect;
   if (role == LayerRole::kSparse) tidal = AttentionKind::kSparse;
@@ -82,7 +88,7 @@ absl::StatusOr<LayerPlan> LayerPlan::Create(int32_t num_layers, const LayerPlanO
 LayerPlan::LayerPlan(std::vector<LayerRole> roles) : roles_(std::move(roles)) {
   passes_.reserve(roles_.size());
   for (const LayerRole role : roles_) {
-    passes_.push_back(PassOfRole(role));
+    passes_.push_back(MakePass(static_cast<int32_t>(passes_.size()), role));
     if (role == LayerRole::kSparse) ++num_sparse_layers_;
   }
 }
@@ -96,10 +102,19 @@ std::vector<int32_t> LayerPlan::LayersWithRole(LayerRole role) const {
 }
 
 int64_t LayerPlan::AttendedTokens(AttentionMode mode, const Selection& selection,
-                                  int64_t num_context_tokens) const {
-  if (mode == AttentionMode::kFull) return num_layers() * num_context_tokens;
-  return (num_layers() - num_sparse_layers_) * num_context_tokens +
-         num_sparse_layers_ * std::min<int64_t>(selection.token_budget, num_context_tokens);
+                                  int32_t num_context_tokens) const {
+  const int64_t context = num_context_tokens;
+  if (mode == AttentionMode::kFull || context <= selection.token_budget) {
+    return num_layers() * context;
+  }
+  if (mode == AttentionMode::kQuest) {
+    const int32_t num_full_layers = std::min(num_layers(), kNumFullQuestLayers);
+    const QuestBlocks blocks = QuestBlocksOf(selection, num_context_tokens);
+    return num_full_layers * context +
+           int64_t{num_layers() - num_full_layers} * blocks.num_positions(num_context_tokens);
+  }
+  return (num_layers() - num_sparse_layers_) * context +
+         int64_t{num_sparse_layers_} * selection.token_budget;
 }
 
 }  // namespace tidal

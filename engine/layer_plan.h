@@ -45,7 +45,7 @@ class LayerPlan {
 
   // Positions that all layers together attend for one decoded token with `num_context_tokens`.
   int64_t AttendedTokens(AttentionMode mode, const Selection& selection,
-                         int64_t num_context_tokens) const;
+                         int32_t num_context_tokens) const;
 
  private:
   explicit LayerPlan(std::vector<LayerRole> roles);

@@ -27,6 +27,12 @@ class ModelRunner {
   // Waits for the oldest step launched; one token for each of its chunks with `samples`, in order.
   virtual absl::Status Collect(std::vector<SampledToken>* sampled) = 0;
 
+  // Whether it computes this attention: UNIMPLEMENTED names what it does not. Any thread.
+  virtual absl::Status CheckAttention(AttentionMode /*mode*/,
+                                      const Selection& /*selection*/) const {
+    return absl::OkStatus();
+  }
+
   // How many steps may be launched and not yet collected; at least 1. Calls take effect in their
   // order, as the seam says (backend/backend.h).
   virtual int32_t max_steps_in_flight() const { return 1; }

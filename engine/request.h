@@ -22,6 +22,9 @@ struct StoppingCriteria {
 struct AttentionOptions {
   AttentionMode mode = AttentionMode::kFull;
   Selection selection;  // for kTidal and kQuest
+  // In these modes every so manieth generated token is decoded with full attention, once the K and
+  // V of those since the last such token have been computed anew with it; 0 = never.
+  int32_t correction_interval = 0;
 };
 
 inline constexpr int32_t kMaxChoices = 16;

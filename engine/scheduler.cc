@@ -60,6 +60,7 @@ StepPlan Scheduler::PlanStep(bool may_preempt) {
     plan.chunks.clear();
     return plan;
   }
+  PlanCorrections(&plan);
   PlanPrefills(&plan);
   return plan;
 }
@@ -70,7 +71,10 @@ void Scheduler::MarkLaunched(const StepPlan& plan) {
     const bool is_exact = sequence.num_exact_tokens == sequence.num_computed_tokens &&
                           chunk.mode() == AttentionMode::kFull;
     if (is_exact) sequence.num_exact_tokens += chunk.num_tokens;
-    if (chunk.samples()) ++sequence.num_unread_tokens;
+    if (chunk.samples()) {
+      ++sequence.num_unread_tokens;
+      sequence.is_correcting = false;
+    }
     sequence.num_computed_tokens += chunk.num_tokens;
     OfferBlocks(&sequence);
   }
@@ -80,12 +84,31 @@ void Scheduler::PlanDecodes(bool may_preempt, StepPlan* plan) {
   // Oldest first: preemption takes from the end, so what has been planned keeps its place.
   for (auto it = running_.begin(); it != running_.end() && !plan->needs_preemption;) {
     Sequence* sequence = *it;
-    if (!sequence->is_prefilling() && !sequence->is_drawn_to_the_end() &&
-        ReserveDecodeSlot(sequence, may_preempt, plan)) {
-      plan->chunks.push_back({.sequence = sequence, .num_tokens = 1, .is_decode = true});
-      --num_tokens_left_;
+    const bool decodes =
+        !sequence->is_prefilling() && !sequence->is_correcting && !sequence->is_drawn_to_the_end();
+    const bool corrects = decodes && sequence->is_correction_due();
+    // A correction computes all tokens anew, so they have to be read first.
+    const bool waits = corrects && sequence->num_unread_tokens > 0;
+    if (decodes && !waits && ReserveDecodeSlot(sequence, may_preempt, plan)) {
+      if (corrects) {
+        sequence->is_correcting = true;
+        sequence->num_computed_tokens = sequence->num_exact_tokens;
+      } else {
+        plan->chunks.push_back({.sequence = sequence, .num_tokens = 1, .is_decode = true});
+        --num_tokens_left_;
+      }
     }
     it = running_.upper_bound(sequence);
+  }
+}
+
+void Scheduler::PlanCorrections(StepPlan* plan) {
+  for (Sequence* sequence : running_) {
+    if (!sequence->is_correcting || num_tokens_left_ == 0) continue;
+    const int32_t num_tokens =
+        std::min(sequence->num_tokens() - sequence->num_computed_tokens, num_tokens_left_);
+    plan->chunks.push_back({.sequence = sequence, .num_tokens = num_tokens, .is_decode = true});
+    num_tokens_left_ -= num_tokens;
   }
 }
 
@@ -248,6 +271,7 @@ void Scheduler::Preempt(Sequence* sequence, StepPlan* plan) {
   ReleaseResources(sequence);
   sequence->num_computed_tokens = 0;
   sequence->num_exact_tokens = 0;
+  sequence->is_correcting = false;
   ++sequence->num_preemptions;
   Enqueue(sequence);
   plan->preempted.push_back(sequence);

@@ -23,13 +23,14 @@ struct SchedulerOptions {
 struct ScheduledChunk {
   Sequence* sequence;
   int32_t num_tokens;  // from sequence->num_computed_tokens on
-  bool is_decode;      // of a generated token; otherwise prefill
+  bool is_decode;      // of a generated token, or its correction; otherwise prefill
 
-  // Prefill is always full attention, and so is whatever the budget covers whole.
+  // Prefill and correction are always full attention, and so is whatever the budget covers whole.
   AttentionMode mode() const {
     const AttentionOptions& attention = sequence->request.attention;
     const int32_t num_context_tokens = sequence->num_computed_tokens + num_tokens;
-    const bool runs_full = !is_decode || num_context_tokens <= attention.selection.token_budget;
+    const bool runs_full = !is_decode || sequence->is_correcting ||
+                           num_context_tokens <= attention.selection.token_budget;
     return runs_full ? AttentionMode::kFull : attention.mode;
   }
 
@@ -93,7 +94,10 @@ class Scheduler {
   using Queue = std::set<Sequence*, ComesBefore>;
 
   void PlanDecodes(bool may_preempt, StepPlan* plan);
-  // Shares what decodes leave of the step's tokens among prefills, those admitted now included.
+  // Shares what decodes leave of the step's tokens among sequences that correct, the oldest first.
+  void PlanCorrections(StepPlan* plan);
+  // Shares what decodes and corrections leave of the step's tokens among prefills, those admitted
+  // now included.
   void PlanPrefills(StepPlan* plan);
   void AdmitWaiting(StepPlan* plan);
 

@@ -48,7 +48,16 @@ struct Sequence {
   int32_t num_prefill_tokens() const {
     return num_tokens_ahead() == num_prompt_tokens() ? num_prompt_tokens() : num_tokens_ahead() - 1;
   }
-  bool is_prefilling() const { return num_computed_tokens < num_prefill_tokens(); }
+  bool is_prefilling() const {
+    return !is_correcting && num_computed_tokens < num_prefill_tokens();
+  }
+  // Whether the next decode is one that corrects the KV cache. By the number of the token alone, so
+  // that a preemption in between changes nothing.
+  bool is_correction_due() const {
+    const AttentionOptions& attention = request.attention;
+    if (attention.mode == AttentionMode::kFull || attention.correction_interval == 0) return false;
+    return (num_tokens_ahead() - num_prompt_tokens()) % attention.correction_interval == 0;
+  }
   // Whether steps in flight draw all that it may have.
   bool is_drawn_to_the_end() const {
     return num_tokens_ahead() - num_prompt_tokens() >= request.stopping.max_new_tokens;
@@ -75,6 +84,9 @@ struct Sequence {
   // The leading ones of these whose K and V full attention has written, so that they depend on
   // nothing but the tokens. Those after a token that was decoded with sparse attention do not.
   int32_t num_exact_tokens = 0;
+  // The tokens from num_computed_tokens to the last one are computed anew with full attention; the
+  // last one is decoded with them.
+  bool is_correcting = false;
   std::vector<int32_t> block_table;  // blocks held; empty while waiting
   int32_t num_offered_blocks = 0;    // leading ones of these that came from the cache or went there
   std::vector<BlockHash> block_hashes;  // of leading full blocks of token_ids; made when needed

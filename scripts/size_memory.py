@@ -60,9 +60,10 @@ class Shape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * ELEMENT_BYTES[device]
 
     def held_bytes_per_token(self, device):
-        """With a float32 score of each query head, for which a GPU holds room."""
-        scores = 4 * self.num_query_heads if device == "cuda" else 0
-        return self.kv_bytes_per_token(device) + scores
+        """With a float32 score of each query head, for which a GPU holds room, or, on a CPU, with the
+        minima and maxima of each block's keys."""
+        kv_bytes = self.kv_bytes_per_token(device)
+        return kv_bytes + (4 * self.num_query_heads if device == "cuda" else kv_bytes // BLOCK_SIZE)
 
 
 def kv_cache_bytes(shape, device, memory_gib, fraction, workspace_gib):

@@ -263,6 +263,13 @@ void PrometheusMetrics::CreateCounters() {
   available_tokens_ = &attention.Add({{"kind", "available"}});
   selections_ =
       &family("tidal_selections_total", "Selections of positions made by decodes.").Add({});
+  corrections_ = &family("tidal_corrections_total",
+                         "Decodes with full attention that corrected the KV cache before.")
+                      .Add({});
+  corrected_tokens_ = &family("tidal_corrected_tokens_total",
+                              "Tokens decoded with sparse attention whose K and V corrections have "
+                              "computed anew.")
+                           .Add({});
 }
 
 void PrometheusMetrics::CreateHistograms() {
@@ -378,6 +385,8 @@ void PrometheusMetrics::OnStep(const StepReport& report) {
   attended_tokens_->Increment(static_cast<double>(report.num_attended_tokens));
   available_tokens_->Increment(static_cast<double>(report.num_available_tokens));
   selections_->Increment(report.num_selections);
+  corrections_->Increment(report.num_corrections);
+  corrected_tokens_->Increment(report.num_corrected_tokens);
 }
 
 void PrometheusMetrics::OnFirstToken(absl::Duration time_to_first_token) {

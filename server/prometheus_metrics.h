@@ -128,6 +128,8 @@ class PrometheusMetrics : public EngineObserver, public prometheus::Collectable 
   prometheus::Counter* attended_tokens_;
   prometheus::Counter* available_tokens_;
   prometheus::Counter* selections_;
+  prometheus::Counter* corrections_;
+  prometheus::Counter* corrected_tokens_;
 
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_latency_;

@@ -49,9 +49,17 @@ api::EffectiveAttention ToProto(const AttentionOptions& attention, const LayerPl
   proto.set_mode(ToProto(attention.mode));
   if (attention.mode == AttentionMode::kFull) return proto;
   proto.set_token_budget(attention.selection.token_budget);
-  proto.set_selection_scope(ToProto(attention.selection.scope));
+  proto.set_correction_interval(attention.correction_interval);
   proto.set_sink_tokens(attention.selection.num_sink_tokens);
   proto.set_recent_tokens(attention.selection.num_recent_tokens);
+  if (attention.mode == AttentionMode::kQuest) {
+    for (int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+      const bool is_full = plan.pass(layer).kind(attention.mode) == AttentionKind::kFull;
+      if (is_full) proto.add_full_layers(layer);
+    }
+    return proto;
+  }
+  proto.set_selection_scope(ToProto(attention.selection.scope));
   for (int32_t layer = 0; layer < plan.num_layers(); ++layer) {
     if (plan.role(layer) != LayerRole::kSparse) proto.add_full_layers(layer);
     if (plan.role(layer) == LayerRole::kSelect) proto.add_selection_layers(layer);

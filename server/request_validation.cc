@@ -187,22 +187,21 @@ AttentionOptions CheckAttention(const api::AttentionOptions& message,
       attention.mode = AttentionMode::kTidal;
       break;
     case api::ATTENTION_MODE_QUEST:
-      violations->AddUnimplemented("attention.mode", "ATTENTION_MODE_QUEST is not served yet");
+      attention.mode = AttentionMode::kQuest;
       break;
     default:
       violations->AddInvalid("attention.mode", absl::StrCat(static_cast<int>(message.mode()),
                                                             " is not an AttentionMode"));
   }
   CheckTokenBudget(message, &attention.selection, violations);
-  if (message.correction_interval() < 0) {
-    violations->CheckClosed("attention.correction_interval", message.correction_interval(), 0,
+  if (message.has_correction_interval()) {
+    attention.correction_interval = message.correction_interval();
+    violations->CheckClosed("attention.correction_interval", attention.correction_interval, 0,
                             kMaxInt32);
-  } else if (message.correction_interval() > 0) {
-    violations->AddUnimplemented(
-        "attention.correction_interval",
-        absl::StrCat(message.correction_interval(), " is not served yet; use 0"));
   }
-  if (!context.has_sparse_layers) attention.mode = AttentionMode::kFull;
+  if (attention.mode == AttentionMode::kTidal && !context.has_sparse_layers) {
+    attention.mode = AttentionMode::kFull;
+  }
   return attention;
 }
 

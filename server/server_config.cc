@@ -47,9 +47,12 @@ ABSL_FLAG(int32_t, cpu_threads, 0, "Threads of the CPU backend; 0 = all cores");
 ABSL_FLAG(std::string, attention, "tidal",
           "tidal, full or quest: what requests get that ask for none");
 ABSL_FLAG(int32_t, token_budget, 256, "Positions that a sparse layer attends, by default");
-ABSL_FLAG(std::vector<std::string>, full_layers, {}, "Layers with full attention; default 0,1");
-ABSL_FLAG(std::vector<std::string>, selection_layers, {},
-          "Layers that select positions; default 2 and round(13/32 of all layers)");
+ABSL_FLAG(std::vector<std::string>, full_layers, {},
+          "Layers with full attention; by default what the checkpoint's tidal.json says, or 0,1");
+ABSL_FLAG(
+    std::vector<std::string>, selection_layers, {},
+    "Layers that select positions; by default what the checkpoint's tidal.json says, or 2 and "
+    "round(13/32 of all layers)");
 ABSL_FLAG(std::string, selection_scope, "auto", "auto, query_head, kv_head or layer");
 ABSL_FLAG(int32_t, sink_tokens, 0, "First positions that a selection always keeps");
 ABSL_FLAG(int32_t, recent_tokens, 0, "Last positions that a selection always keeps");
@@ -157,22 +160,6 @@ absl::Status ReadModelFlags(ModelLoadOptions* model) {
   return absl::OkStatus();
 }
 
-// What the flags know and this version does not serve yet.
-absl::Status RefuseUnservedAttention() {
-  if (absl::GetFlag(FLAGS_attention) == "quest") {
-    return absl::UnimplementedError("--attention: 'quest' is not served yet; use tidal or full");
-  }
-  if (absl::GetFlag(FLAGS_selection_scope) == "layer") {
-    return absl::UnimplementedError(
-        "--selection_scope: 'layer' is not served yet; use auto, query_head or kv_head");
-  }
-  if (const int32_t interval = absl::GetFlag(FLAGS_correction_interval); interval > 0) {
-    return absl::UnimplementedError(
-        absl::StrCat("--correction_interval: ", interval, " is not served yet; use 0"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ReadAttentionFlags(AttentionConfig* attention) {
   TIDAL_ASSIGN_OR_RETURN(attention->mode,
                          ParseChoice<AttentionMode>("attention", absl::GetFlag(FLAGS_attention),
@@ -203,9 +190,8 @@ absl::Status ReadAttentionFlags(AttentionConfig* attention) {
         "--token_budget: ", selection.token_budget, " is less than the ", num_kept,
         " positions that --sink_tokens and --recent_tokens (at least the current one) keep"));
   }
-  TIDAL_RETURN_IF_ERROR(
-      CheckRange("correction_interval", absl::GetFlag(FLAGS_correction_interval), 0, kMaxCount));
-  return RefuseUnservedAttention();
+  attention->correction_interval = absl::GetFlag(FLAGS_correction_interval);
+  return CheckRange("correction_interval", attention->correction_interval, 0, kMaxCount);
 }
 
 absl::Status ReadServingFlags(ServerConfig* config) {

@@ -18,8 +18,9 @@ namespace tidal::server {
 
 struct AttentionConfig {
   AttentionMode mode = AttentionMode::kTidal;
-  Selection selection;        // its scope is meaningful where scope_is_auto is false
-  bool scope_is_auto = true;  // query_head where query and KV heads are as many, else kv_head
+  Selection selection;              // its scope is meaningful where scope_is_auto is false
+  int32_t correction_interval = 0;  // generated tokens; 0 = never
+  bool scope_is_auto = true;        // query_head where query and KV heads are as many, else kv_head
 };
 
 struct ServerConfig {
@@ -47,8 +48,7 @@ struct ServerConfig {
 // the variable and what is wrong with its value. To be called before the command line is parsed.
 absl::Status SetFlagsFromEnvironment();
 
-// The flags' present values. INVALID_ARGUMENT names flag, value and limit; UNIMPLEMENTED names what
-// this version does not serve yet.
+// The flags' present values. INVALID_ARGUMENT names flag, value and limit.
 absl::StatusOr<ServerConfig> ConfigFromFlags();
 
 // All of it: environment, command line (which ends the process for unknown flags, --help and

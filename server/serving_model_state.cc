@@ -34,13 +34,17 @@ std::string ModeName(api::AttentionMode mode) {
 
 AttentionOptions ResolveAttention(const AttentionConfig& config, const ModelShape& shape,
                                   const LayerPlan& plan) {
-  AttentionOptions attention{.mode = config.mode, .selection = config.selection};
+  AttentionOptions attention{.mode = config.mode,
+                             .selection = config.selection,
+                             .correction_interval = config.correction_interval};
   if (config.scope_is_auto) {
     attention.selection.scope = shape.num_query_heads == shape.num_kv_heads
                                     ? SelectionScope::kQueryHead
                                     : SelectionScope::kKvHead;
   }
-  if (!plan.has_sparse_layers()) attention.mode = AttentionMode::kFull;
+  if (attention.mode == AttentionMode::kTidal && !plan.has_sparse_layers()) {
+    attention.mode = AttentionMode::kFull;
+  }
   return attention;
 }
 
@@ -56,6 +60,12 @@ absl::Status ServingModelState::Load(const ServerConfig& config, EngineObserver*
                                      model_->tokenizer.get(), Clock::Monotonic(), observer);
   const AttentionOptions attention =
       ResolveAttention(config.attention, model_->config.shape, model_->plan);
+  if (const absl::Status status =
+          model_->backend->CheckAttention(attention.mode, attention.selection);
+      !status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("--attention, --selection_scope: ", status.message()));
+  }
   const std::string name = config.model_name.empty() ? model_->name : config.model_name;
   const Tokenizer* tokenizer = model_->tokenizer.get();
   const int32_t max_request_tokens = engine_->max_request_tokens();

@@ -63,8 +63,7 @@ absl::StatusOr<AttentionResult> AttentionBench::Run(const AttentionCase& attenti
                             .num_context_tokens = attention_case.num_context_tokens,
                             .token_budget = has_budget ? attention_case.selection.token_budget : 0,
                             .layer_us = SpreadOf(layer_us)};
-  const double token_bytes = static_cast<double>(model_->backend->kv_block_size_bytes()) /
-                             (double{kBlockSize} * shape.num_layers);
+  const double token_bytes = 2.0 * shape.kv_size() * ElementBytes(*model_);
   if (is_prefill) {
     const double num_pairs = 0.5 * num_context_tokens * (num_context_tokens + 1);
     result.layer_flops = attention_case.num_streams * 4.0 * shape.query_size() * num_pairs;

@@ -13,6 +13,11 @@ namespace tidal {
 
 std::vector<int32_t> RandomTokens(int32_t count, int32_t vocab_size, uint32_t seed);
 
+// Bytes of an element of weights and KV cache, as the device holds them.
+inline double ElementBytes(const ServingModel& model) {
+  return model.device == Device::kCuda ? 2.0 : 4.0;
+}
+
 class BenchSequences {
  public:
   // `model` must outlive this object.

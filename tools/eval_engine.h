@@ -37,6 +37,9 @@ class PlanSwitchingRunner final : public ModelRunner {
   absl::Status Collect(std::vector<SampledToken>* sampled) override {
     return backend_->EndStep(sampled);
   }
+  absl::Status CheckAttention(AttentionMode mode, const Selection& selection) const override {
+    return backend_->CheckAttention(mode, selection);
+  }
   int32_t max_steps_in_flight() const override { return backend_->max_steps_in_flight(); }
 
  private:

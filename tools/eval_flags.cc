@@ -24,13 +24,15 @@ ABSL_FLAG(double, gpu_memory_fraction, 0.0,
 ABSL_FLAG(int32_t, max_batch_tokens, 0,
           "Tokens a step, the chunk size of prefill; 0 = the device's default");
 ABSL_FLAG(Words, contexts, Words({"2000"}), "Tokens of the prompts, or before the decoded ones");
-ABSL_FLAG(Words, methods, Words({"full", "tidal"}), "full, tidal");
+ABSL_FLAG(Words, methods, Words({"full", "tidal"}), "full, tidal, quest");
 ABSL_FLAG(Words, token_budgets, Words({"32", "64", "128", "256", "512"}), "Token budgets");
 ABSL_FLAG(Words, full_layers, {}, "Layers with full attention");
 ABSL_FLAG(Words, selection_layers, {}, "Layers that select positions");
 ABSL_FLAG(Words, reselection_layers, {},
           "Instead of one plan, one for each of these layers: 0 and 1 full, 2 and this selecting");
-ABSL_FLAG(std::string, selection_scope, "auto", "auto, query_head or kv_head");
+ABSL_FLAG(std::string, selection_scope, "auto", "auto, query_head, kv_head or layer");
+ABSL_FLAG(Words, correction_intervals, Words({"0"}),
+          "needle: generated tokens after which tidal and quest correct the KV cache; 0 = never");
 ABSL_FLAG(int32_t, sink_tokens, 0, "First positions that a selection always keeps");
 ABSL_FLAG(int32_t, recent_tokens, 0, "Last positions that a selection always keeps");
 ABSL_FLAG(int32_t, token_budget, 64, "recall, calibrate: positions that a sparse layer attends");
@@ -125,9 +127,13 @@ absl::StatusOr<std::vector<EvalMethod>> MethodsFromFlags(const ServingModel& mod
   TIDAL_ASSIGN_OR_RETURN(
       const std::vector<int32_t> reselection_layers,
       ParseIntegers("reselection_layers", absl::GetFlag(FLAGS_reselection_layers), 3, kMaxLayer));
+  TIDAL_ASSIGN_OR_RETURN(const std::vector<int32_t> correction_intervals,
+                         ParseIntegers("correction_intervals",
+                                       absl::GetFlag(FLAGS_correction_intervals), 0, kMaxContext));
   return MakeEvalMethods({.methods = absl::GetFlag(FLAGS_methods),
                           .plan = model.plan,
-                          .reselection_layers = reselection_layers});
+                          .reselection_layers = reselection_layers,
+                          .correction_intervals = correction_intervals});
 }
 
 absl::StatusOr<Selection> SelectionFromFlags(const ModelShape& shape,
@@ -138,7 +144,8 @@ absl::StatusOr<Selection> SelectionFromFlags(const ModelShape& shape,
       ParseChoice<SelectionScope>("selection_scope", absl::GetFlag(FLAGS_selection_scope),
                                   {{"auto", DefaultSelectionScope(shape)},
                                    {"query_head", SelectionScope::kQueryHead},
-                                   {"kv_head", SelectionScope::kKvHead}}));
+                                   {"kv_head", SelectionScope::kKvHead},
+                                   {"layer", SelectionScope::kLayer}}));
   selection.num_sink_tokens = absl::GetFlag(FLAGS_sink_tokens);
   selection.num_recent_tokens = absl::GetFlag(FLAGS_recent_tokens);
   TIDAL_RETURN_IF_ERROR(CheckFlag("sink_tokens", selection.num_sink_tokens, 0, kMaxTokenBudget));

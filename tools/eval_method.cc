@@ -16,6 +16,16 @@ const std::vector<int32_t>& PaperFullLayers() {
 }
 constexpr int32_t kPaperSelectionLayer = 2;
 
+// The method with each correction interval.
+void AddCorrected(const EvalMethod& method, const EvalMethodOptions& options,
+                  std::vector<EvalMethod>* methods) {
+  for (const int32_t interval : options.correction_intervals) {
+    EvalMethod& corrected = methods->emplace_back(method);
+    corrected.correction_interval = interval;
+    if (interval > 0) absl::StrAppend(&corrected.name, " C", interval);
+  }
+}
+
 absl::Status AddTidalMethods(const EvalMethodOptions& options, std::vector<EvalMethod>* methods) {
   if (options.reselection_layers.empty()) {
     if (!options.plan.has_sparse_layers()) {
@@ -23,7 +33,7 @@ absl::Status AddTidalMethods(const EvalMethodOptions& options, std::vector<EvalM
           absl::StrCat("methods: tidal is full attention here: no layer of the plan is sparse (",
                        options.plan.num_layers(), " layers)"));
     }
-    methods->push_back({NameOfPlan(options.plan), AttentionMode::kTidal, options.plan});
+    AddCorrected({NameOfPlan(options.plan), AttentionMode::kTidal, options.plan}, options, methods);
     return absl::OkStatus();
   }
   for (const int32_t layer : options.reselection_layers) {
@@ -32,7 +42,7 @@ absl::Status AddTidalMethods(const EvalMethodOptions& options, std::vector<EvalM
         LayerPlan::Create(options.plan.num_layers(),
                           {.full_layers = PaperFullLayers(),
                            .selection_layers = std::vector<int32_t>{kPaperSelectionLayer, layer}}));
-    methods->push_back({NameOfPlan(plan), AttentionMode::kTidal, std::move(plan)});
+    AddCorrected({NameOfPlan(plan), AttentionMode::kTidal, plan}, options, methods);
   }
   return absl::OkStatus();
 }
@@ -57,8 +67,11 @@ absl::StatusOr<std::vector<EvalMethod>> MakeEvalMethods(const EvalMethodOptions&
       methods.push_back({name, AttentionMode::kFull, options.plan});
     } else if (name == "tidal") {
       TIDAL_RETURN_IF_ERROR(AddTidalMethods(options, &methods));
+    } else if (name == "quest") {
+      AddCorrected({name, AttentionMode::kQuest, options.plan}, options, &methods);
     } else {
-      return absl::InvalidArgumentError(absl::StrCat("methods: '", name, "' is not full or tidal"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("methods: '", name, "' is not full, tidal or quest"));
     }
   }
   return methods;

@@ -117,7 +117,9 @@ absl::Status NeedleRun::RunMethod(const EvalMethod& method, const NeedlePrompt& 
   std::vector<EvalRequest> requests;
   for (const NeedleResult& result : wanted) {
     EvalRequest request = {.prompt_token_ids = prompt_token_ids,
-                           .attention = {.mode = method.mode, .selection = grid_.selection},
+                           .attention = {.mode = method.mode,
+                                         .selection = grid_.selection,
+                                         .correction_interval = method.correction_interval},
                            .max_new_tokens = count_tokens_(needle.answer) + kSpareTokens};
     request.attention.selection.token_budget = result.token_budget;
     requests.push_back(std::move(request));

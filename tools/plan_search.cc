@@ -14,6 +14,16 @@ constexpr int32_t kNoSelection = -1;
 using State = std::pair<int32_t, int32_t>;
 using Frontier = std::map<State, std::vector<PlanCandidate>>;
 
+// Whether no sparse layer before `layer` uses the plan's last selection: then the plan with that
+// layer full is the same.
+bool LastSelectionIsUnused(const PlanCandidate& plan, int32_t layer) {
+  if (plan.selection_layers.empty()) return false;
+  const int32_t selecting = plan.selection_layers.back();
+  const auto num_full_behind = std::count_if(plan.full_layers.begin(), plan.full_layers.end(),
+                                             [&](int32_t full) { return full > selecting; });
+  return num_full_behind == layer - 1 - selecting;
+}
+
 void Add(State state, PlanCandidate plan, size_t num_each, Frontier* frontier) {
   std::vector<PlanCandidate>& plans = (*frontier)[state];
   const auto place = std::upper_bound(
@@ -43,6 +53,7 @@ std::vector<PlanCandidate> SearchPlans(const RecallResult& recall, int32_t max_d
         PlanCandidate full = plan;
         full.full_layers.push_back(layer);
         Add({num_dense_layers + 1, selecting}, std::move(full), num_each, &next);
+        if (LastSelectionIsUnused(plan, layer)) continue;
         PlanCandidate selects = plan;
         selects.selection_layers.push_back(layer);
         Add({num_dense_layers + 1, layer}, std::move(selects), num_each, &next);
@@ -52,11 +63,11 @@ std::vector<PlanCandidate> SearchPlans(const RecallResult& recall, int32_t max_d
   }
   std::map<int32_t, std::vector<PlanCandidate>> by_size;
   for (auto& [state, plans] : frontier) {
-    // Where the last layer selects, nobody uses it: the plan with that layer full is the same.
-    if (state.second == kNoSelection || state.second == recall.num_layers() - 1) continue;
-    if (state.first == recall.num_layers()) continue;
-    std::vector<PlanCandidate>& all = by_size[state.first];
-    all.insert(all.end(), plans.begin(), plans.end());
+    if (state.second == kNoSelection) continue;
+    for (PlanCandidate& plan : plans) {
+      if (LastSelectionIsUnused(plan, recall.num_layers())) continue;
+      by_size[state.first].push_back(std::move(plan));
+    }
   }
   std::vector<PlanCandidate> result;
   for (auto& [size, plans] : by_size) {

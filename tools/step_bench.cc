@@ -96,13 +96,11 @@ StepBatch StepBench::DecodeBatch(const DecodeCase& decode_case, int32_t num_cont
 
 double StepBench::StepBytes(const DecodeCase& decode_case, double num_context_tokens) const {
   const ModelShape& shape = model_->config.shape;
-  const double token_bytes = static_cast<double>(model_->backend->kv_block_size_bytes()) /
-                             (double{kBlockSize} * shape.num_layers);
-  const double element_bytes = token_bytes / (2.0 * shape.kv_size());
-  const double weight_bytes = element_bytes * NumWeights(shape);
+  const double token_bytes = 2.0 * shape.kv_size() * ElementBytes(*model_);
+  const double weight_bytes = ElementBytes(*model_) * NumWeights(shape);
   if (decode_case.work == DecodeCase::Work::kProjections) return weight_bytes;
   const auto num_attended = static_cast<double>(model_->plan.AttendedTokens(
-      decode_case.mode, decode_case.selection, static_cast<int64_t>(num_context_tokens)));
+      decode_case.mode, decode_case.selection, static_cast<int32_t>(num_context_tokens)));
   return weight_bytes + decode_case.num_streams * token_bytes * num_attended;
 }
 

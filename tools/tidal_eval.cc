@@ -103,6 +103,11 @@ absl::Status RunPerplexity() {
       *std::max_element(options.contexts.begin(), options.contexts.end()) + options.num_tokens + 1;
   TIDAL_ASSIGN_OR_RETURN(ServingModel model, LoadEvalModel(num_needed, 1));
   TIDAL_ASSIGN_OR_RETURN(options.methods, MethodsFromFlags(model));
+  for (const EvalMethod& method : options.methods) {
+    if (method.correction_interval == 0) continue;
+    return absl::InvalidArgumentError(
+        "--correction_intervals: perplexity decodes without correction; leave it out");
+  }
   TIDAL_ASSIGN_OR_RETURN(options.selection,
                          SelectionFromFlags(model.config.shape, options.token_budgets));
   const std::string path = absl::GetFlag(FLAGS_text_file);

@@ -73,6 +73,10 @@ class Backend {
                                    absl::Span<const int32_t> prompt_token_ids,
                                    absl::Span<const int32_t> generated_token_ids) = 0;
 
+  // UNIMPLEMENTED where the backend does not compute the mode or the scope of its selection. Any
+  // thread.
+  virtual absl::Status CheckAttention(AttentionMode mode, const Selection& selection) const;
+
   // --- The stages of a step ---
 
   // Takes over the batch's tables. The batch is within StepLimits and has at least one token.
@@ -112,6 +116,7 @@ class Backend {
 
   // The positions that chunk `chunk_index` of the last step attends under kSparse, ascending:
   // [sets][token_budget], where sets is the number of query heads, KV heads, or 1, by the scope.
+  // Of a chunk whose last layer ran kQuest, those that it attended, a set for each query head.
   virtual absl::Status ReadSelection(int32_t chunk_index,
                                      std::vector<std::vector<int32_t>>* positions) = 0;
 

@@ -9,18 +9,6 @@
 namespace tidal {
 namespace {
 
-// What a later version will compute.
-absl::Status CheckImplemented(const SequenceChunk& chunk) {
-  if (chunk.mode == AttentionMode::kQuest) {
-    return absl::UnimplementedError("attention mode quest is not implemented");
-  }
-  if (chunk.mode == AttentionMode::kTidal && chunk.selection.scope == SelectionScope::kLayer) {
-    return absl::UnimplementedError(
-        "selection scope layer is not implemented; use query_head or kv_head");
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckSelection(const SequenceChunk& chunk) {
   const Selection& selection = chunk.selection;
   TIDAL_RETURN_IF_ERROR(
@@ -55,7 +43,6 @@ absl::Status CheckChunk(const SequenceChunk& chunk, const ModelShape& shape,
     TIDAL_RETURN_IF_ERROR(
         CheckRange("token id", token_id, kLastSampledToken, shape.vocab_size - 1));
   }
-  TIDAL_RETURN_IF_ERROR(CheckImplemented(chunk));
   return chunk.mode == AttentionMode::kFull ? absl::OkStatus() : CheckSelection(chunk);
 }
 
@@ -76,6 +63,20 @@ absl::Status CheckRange(absl::string_view name, int64_t value, int64_t min, int6
   if (value >= min && value <= max) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(name, " is ", value, ", must be in ", min, "..", max));
+}
+
+absl::Status Backend::CheckAttention(AttentionMode mode, const Selection& selection) const {
+  if (mode == AttentionMode::kQuest) {
+    return absl::UnimplementedError(
+        absl::StrCat("attention mode quest is not served on this device (", description(),
+                     "); use tidal or full"));
+  }
+  if (mode == AttentionMode::kTidal && selection.scope == SelectionScope::kLayer) {
+    return absl::UnimplementedError(
+        absl::StrCat("selection scope layer is not served on this device (", description(),
+                     "); use query_head or kv_head"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckShape(const ModelShape& shape) {

@@ -24,8 +24,7 @@ absl::Status CheckShape(const ModelShape& shape);
 absl::Status CheckLimits(const StepLimits& limits);
 
 // INVALID_ARGUMENT where the batch is outside of the limits, names a block that the cache of
-// `num_blocks` blocks does not have, or asks for a selection that cannot be made; UNIMPLEMENTED for
-// attention mode quest and selection scope layer.
+// `num_blocks` blocks does not have, or asks for a selection that cannot be made.
 absl::Status CheckStep(const StepBatch& batch, const ModelShape& shape, const StepLimits& limits,
                        int32_t num_blocks);
 

@@ -26,14 +26,12 @@ absl::Status CpuAttention::AllocateScores(int32_t num_blocks) {
 }
 
 absl::Status CpuAttention::Run(const AttentionInputs& inputs, const AttentionPass& pass) {
-  tasks_.clear();
-  merge_tasks_.clear();
   decode_.ForgetScores();
   const absl::Span<const StepChunk> chunks = inputs.step->chunks();
   // The long tasks first, so that threads finish together.
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (chunks[i].chunk.num_tokens() > 1) {
-      prefill_.AddTasks(chunks[i], static_cast<int32_t>(i), &tasks_);
+      prefill_.AddTasks(chunks[i], static_cast<int32_t>(i), &tasks_.runs);
     }
   }
   for (size_t i = 0; i < chunks.size(); ++i) {
@@ -41,13 +39,13 @@ absl::Status CpuAttention::Run(const AttentionInputs& inputs, const AttentionPas
     if (chunk.num_tokens() > 1) continue;
     const int32_t index = static_cast<int32_t>(i);
     const AttentionKind kind = pass.kind(chunk.mode);
-    if (kind == AttentionKind::kSelect && !decode_.ReserveScores(index, chunk)) {
+    if (DecodeAttention::KeepsScores(kind) && !decode_.ReserveScores(index, chunk, kind)) {
       // The room for scores is full: finish what holds it.
       RunTasks(inputs);
       decode_.ForgetScores();
-      decode_.ReserveScores(index, chunk);
+      decode_.ReserveScores(index, chunk, kind);
     }
-    TIDAL_RETURN_IF_ERROR(decode_.AddTasks(chunk, index, kind, &tasks_, &merge_tasks_));
+    TIDAL_RETURN_IF_ERROR(decode_.AddTasks(chunk, index, kind, &tasks_));
   }
   RunTasks(inputs);
   return absl::OkStatus();
@@ -80,16 +78,22 @@ absl::Status CpuAttention::ReadProbabilities(const AttentionInputs& inputs, int3
   return absl::OkStatus();
 }
 
+template <typename Function>
+void CpuAttention::RunEach(std::vector<AttentionTask>* tasks, const Function& run) {
+  if (tasks->empty()) return;
+  pool_->ParallelFor(static_cast<int>(tasks->size()), [&](int index, int thread) {
+    run((*tasks)[static_cast<size_t>(index)], thread);
+  });
+  tasks->clear();
+}
+
 void CpuAttention::RunTasks(const AttentionInputs& inputs) {
-  pool_->ParallelFor(static_cast<int>(tasks_.size()), [&](int index, int thread) {
-    const AttentionTask& task = tasks_[static_cast<size_t>(index)];
+  RunEach(&tasks_.choices, [&](const AttentionTask& task, int) { decode_.Choose(inputs, task); });
+  RunEach(&tasks_.runs, [&](const AttentionTask& task, int thread) {
     task.prefill ? prefill_.Run(inputs, task, thread) : decode_.Run(inputs, task, thread);
   });
-  pool_->ParallelFor(static_cast<int>(merge_tasks_.size()), [&](int index, int) {
-    decode_.Merge(inputs, merge_tasks_[static_cast<size_t>(index)]);
-  });
-  tasks_.clear();
-  merge_tasks_.clear();
+  RunEach(&tasks_.merges, [&](const AttentionTask& task, int) { decode_.Merge(inputs, task); });
+  RunEach(&tasks_.unions, [&](const AttentionTask& task, int) { decode_.Unite(inputs, task); });
 }
 
 }  // namespace tidal::cpu

@@ -46,14 +46,16 @@ class CpuAttention {
   }
 
  private:
+  // Runs and empties the lists of tasks_.
   void RunTasks(const AttentionInputs& inputs);
+  template <typename Function>
+  void RunEach(std::vector<AttentionTask>* tasks, const Function& run);
 
   const ModelShape shape_;
   ThreadPool* pool_;
   PrefillAttention prefill_;
   DecodeAttention decode_;
-  std::vector<AttentionTask> tasks_;        // prefill tiles and decode runs
-  std::vector<AttentionTask> merge_tasks_;  // one for each decode and KV head
+  AttentionTasks tasks_;
 };
 
 }  // namespace tidal::cpu

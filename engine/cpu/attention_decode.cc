@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
@@ -16,6 +17,8 @@ namespace {
 constexpr int32_t kMinRunLength = 512;
 constexpr int32_t kMaxRuns = 64;
 constexpr int32_t kSparseRunLength = 256;
+// Quest takes whole blocks, those of sinks and recent tokens beyond its budget where need be.
+constexpr int32_t kMaxSelected = kMaxTokenBudget + 4 * kBlockSize;
 
 int32_t RoundUp(int32_t value, int32_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -35,7 +38,7 @@ DecodeAttention::DecodeAttention(const ModelShape& shape, const StepLimits& limi
       max_run_length_(FullRunLength(limits.max_model_len)),
       max_runs_(std::clamp((limits.max_model_len + kSparseRunLength - 1) / kSparseRunLength, 1,
                            kMaxRuns)),
-      max_budget_(std::min(kMaxTokenBudget, limits.max_model_len)),
+      max_selected_(std::min(kMaxSelected, RoundUp(limits.max_model_len, kBlockSize))),
       chunk_states_(static_cast<size_t>(limits.max_batch_sequences)),
       thread_scratch_(static_cast<size_t>(num_threads)) {}
 
@@ -44,7 +47,7 @@ void DecodeAttention::LayOut(Arena* arena) {
   partial_outputs_ = arena->Take<float>(heads * max_runs_ * shape_.head_dim);
   partial_max_ = arena->Take<float>(heads * max_runs_);
   partial_sum_ = arena->Take<float>(heads * max_runs_);
-  selected_ = arena->Take<int32_t>(heads * max_budget_);
+  selected_ = arena->Take<int32_t>(heads * max_selected_);
   for (absl::Span<float>& scratch : thread_scratch_) {
     scratch = arena->Take<float>(int64_t{shape_.group_size()} * max_run_length_);
   }
@@ -68,8 +71,13 @@ void DecodeAttention::ForgetSelections() {
   for (ChunkState& state : chunk_states_) state.num_sets = 0;
 }
 
-bool DecodeAttention::ReserveScores(int32_t index, const SequenceChunk& chunk) {
-  const int64_t stride = RoundUp(chunk.num_context_tokens, kBlockSize);
+bool DecodeAttention::ReserveScores(int32_t index, const SequenceChunk& chunk, AttentionKind kind) {
+  // Quest has a score for each block alone.
+  const int32_t num_scores =
+      kind == AttentionKind::kQuest
+          ? QuestBlocksOf(chunk.selection, chunk.num_context_tokens).num_blocks
+          : chunk.num_context_tokens;
+  const int64_t stride = RoundUp(num_scores, kBlockSize);
   if (num_reserved_tokens_ + stride > scores_capacity_tokens_) return false;
   ChunkState& state = chunk_states_[static_cast<size_t>(index)];
   state.first_score = num_reserved_tokens_ * shape_.num_query_heads;
@@ -79,41 +87,50 @@ bool DecodeAttention::ReserveScores(int32_t index, const SequenceChunk& chunk) {
 }
 
 absl::Status DecodeAttention::AddTasks(const SequenceChunk& chunk, int32_t index,
-                                       AttentionKind kind, std::vector<AttentionTask>* runs,
-                                       std::vector<AttentionTask>* merges) {
-  if (kind == AttentionKind::kQuest) {
-    return absl::UnimplementedError("attention mode quest is not implemented on the CPU backend");
-  }
+                                       AttentionKind kind, AttentionTasks* tasks) {
   ChunkState& state = chunk_states_[static_cast<size_t>(index)];
   if (kind == AttentionKind::kSparse && state.num_sets == 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("chunk ", index, " has a sparse layer before its first select layer"));
   }
-  if (kind == AttentionKind::kSelect) {
-    state.scope = chunk.selection.scope;
-    state.token_budget = chunk.selection.token_budget;
-    state.num_sets =
-        state.scope == SelectionScope::kQueryHead ? shape_.num_query_heads : shape_.num_kv_heads;
+  if (KeepsScores(kind)) {
+    const bool quest = kind == AttentionKind::kQuest;
+    state.scope = quest ? SelectionScope::kQueryHead : chunk.selection.scope;
+    state.num_selected = quest ? NumPositions(chunk, kind) : chunk.selection.token_budget;
+    state.num_sets = state.scope == SelectionScope::kQueryHead ? shape_.num_query_heads
+                     : state.scope == SelectionScope::kKvHead  ? shape_.num_kv_heads
+                                                               : 1;
+  }
+  if (kind == AttentionKind::kQuest) {
+    for (int32_t head = 0; head < shape_.num_query_heads; ++head) {
+      tasks->choices.push_back({index, kind, /*prefill=*/false, 0, head});
+    }
   }
   const int32_t num_runs = NumRuns(chunk, kind);
   for (int32_t run = 0; run < num_runs; ++run) {
     for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-      runs->push_back({index, kind, /*prefill=*/false, kv_head, run});
+      tasks->runs.push_back({index, kind, /*prefill=*/false, kv_head, run});
     }
   }
   for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-    merges->push_back({index, kind, /*prefill=*/false, kv_head, 0});
+    tasks->merges.push_back({index, kind, /*prefill=*/false, kv_head, 0});
+  }
+  if (kind == AttentionKind::kSelect && state.scope == SelectionScope::kLayer) {
+    tasks->unions.push_back({index, kind, /*prefill=*/false, 0, 0});
   }
   return absl::OkStatus();
 }
 
 int32_t DecodeAttention::NumPositions(const SequenceChunk& chunk, AttentionKind kind) const {
-  return kind == AttentionKind::kSparse ? chunk.selection.token_budget : chunk.num_context_tokens;
+  if (kind == AttentionKind::kSparse) return chunk.selection.token_budget;
+  if (kind != AttentionKind::kQuest) return chunk.num_context_tokens;
+  return QuestBlocksOf(chunk.selection, chunk.num_context_tokens)
+      .num_positions(chunk.num_context_tokens);
 }
 
 int32_t DecodeAttention::RunLength(const SequenceChunk& chunk, AttentionKind kind) const {
-  return kind == AttentionKind::kSparse ? kSparseRunLength
-                                        : FullRunLength(chunk.num_context_tokens);
+  const bool gathers = kind == AttentionKind::kSparse || kind == AttentionKind::kQuest;
+  return gathers ? kSparseRunLength : FullRunLength(chunk.num_context_tokens);
 }
 
 int32_t DecodeAttention::NumRuns(const SequenceChunk& chunk, AttentionKind kind) const {
@@ -139,27 +156,71 @@ absl::Span<float> DecodeAttention::HeadScores(int32_t chunk, int32_t head) const
 }
 
 absl::Span<int32_t> DecodeAttention::SelectedPositions(int32_t chunk, int32_t set) const {
-  const int64_t index = (int64_t{chunk} * shape_.num_query_heads + set) * max_budget_;
-  return selected_.subspan(static_cast<size_t>(index), static_cast<size_t>(max_budget_));
+  const int64_t index = (int64_t{chunk} * shape_.num_query_heads + set) * max_selected_;
+  return selected_.subspan(static_cast<size_t>(index), static_cast<size_t>(max_selected_));
+}
+
+int32_t DecodeAttention::SetOf(const ChunkState& state, int32_t head) const {
+  if (state.scope == SelectionScope::kQueryHead) return head;
+  return state.scope == SelectionScope::kKvHead ? head / shape_.group_size() : 0;
+}
+
+void DecodeAttention::Choose(const AttentionInputs& inputs, const AttentionTask& task) {
+  const StepChunk& chunk = inputs.step->chunks()[static_cast<size_t>(task.chunk)];
+  const int32_t head = task.part;
+  const int32_t num_context_tokens = chunk.chunk.num_context_tokens;
+  const QuestBlocks blocks = QuestBlocksOf(chunk.chunk.selection, num_context_tokens);
+  const absl::Span<int32_t> positions = SelectedPositions(task.chunk, head);
+  if (blocks.num_chosen == blocks.num_blocks) {
+    std::iota(positions.begin(), positions.begin() + num_context_tokens, 0);
+    return;
+  }
+  const absl::Span<float> scores =
+      HeadScores(task.chunk, head).first(static_cast<size_t>(blocks.num_blocks));
+  kernels_->score_blocks({
+      .query = inputs.queries.first + chunk.first_row * inputs.queries.row_stride +
+               int64_t{head} * shape_.head_dim,
+      .head_dim = shape_.head_dim,
+      .bounds = inputs.cache->Bounds(inputs.layer, head / shape_.group_size()),
+      .block_stride = inputs.cache->bounds_block_floats(),
+      .block_table = chunk.chunk.block_table.data(),
+      .num_blocks = blocks.num_blocks,
+      .scores = scores.data(),
+  });
+  // The chosen blocks' ids lie at the end of the room, which no block's positions reach before its
+  // id is read: there is room for all their tokens.
+  int32_t* const end = positions.data() + positions.size();
+  int32_t* const ids = end - blocks.num_chosen;
+  SelectPositions(*kernels_,
+                  {.token_budget = blocks.num_chosen,
+                   .num_sink_tokens = blocks.num_sinks,
+                   .num_recent_tokens = blocks.num_recents},
+                  scores, ids);
+  int32_t* next = positions.data();
+  for (int32_t i = 0; i < blocks.num_chosen; ++i) {
+    const int32_t first = ids[i] * kBlockSize;
+    const int32_t count = std::min(kBlockSize, num_context_tokens - first);
+    std::iota(next, next + count, first);
+    next += count;
+  }
 }
 
 void DecodeAttention::Run(const AttentionInputs& inputs, const AttentionTask& task, int thread) {
   const StepChunk& chunk = inputs.step->chunks()[static_cast<size_t>(task.chunk)];
   const ChunkState& state = chunk_states_[static_cast<size_t>(task.chunk)];
-  const bool sparse = task.kind == AttentionKind::kSparse;
+  const bool gathers = task.kind == AttentionKind::kSparse || task.kind == AttentionKind::kQuest;
   const bool select = task.kind == AttentionKind::kSelect;
   const int32_t run_length = RunLength(chunk.chunk, task.kind);
   const int32_t begin = task.part * run_length;
   const int32_t length = std::min(run_length, NumPositions(chunk.chunk, task.kind) - begin);
   // Heads that attend the same positions share a pass over them.
   const int32_t group = shape_.group_size();
-  const bool set_per_head = sparse && state.scope == SelectionScope::kQueryHead;
+  const bool set_per_head = gathers && state.scope == SelectionScope::kQueryHead;
   const int32_t num_heads = set_per_head ? 1 : group;
   float* scratch = thread_scratch_[static_cast<size_t>(thread)].data();
   for (int32_t i = 0; i < group; i += num_heads) {
     const int32_t head = task.kv_head * group + i;
     const int64_t partial = PartialIndex(task.chunk, head, task.part);
-    const int32_t set = set_per_head ? head : task.kv_head;
     kernels_->decode_run({
         .queries = inputs.queries.first + chunk.first_row * inputs.queries.row_stride +
                    int64_t{head} * shape_.head_dim,
@@ -168,7 +229,8 @@ void DecodeAttention::Run(const AttentionInputs& inputs, const AttentionTask& ta
         .kv = inputs.cache->Head(inputs.layer, task.kv_head),
         .block_table = chunk.chunk.block_table.data(),
         .first_position = begin,
-        .positions = sparse ? SelectedPositions(task.chunk, set).data() + begin : nullptr,
+        .positions =
+            gathers ? SelectedPositions(task.chunk, SetOf(state, head)).data() + begin : nullptr,
         .num_positions = length,
         .scores = select ? HeadScores(task.chunk, head).data() + begin : scratch,
         .scores_stride = select ? state.score_stride : max_run_length_,
@@ -187,7 +249,8 @@ void DecodeAttention::Merge(const AttentionInputs& inputs, const AttentionTask& 
   float* output = inputs.output.first + chunk.first_row * inputs.output.row_stride;
   const int32_t group = shape_.group_size();
   const bool select = task.kind == AttentionKind::kSelect;
-  const bool pooled = select && chunk.chunk.selection.scope == SelectionScope::kKvHead;
+  const SelectionScope scope = chunk.chunk.selection.scope;
+  const bool pooled = select && scope == SelectionScope::kKvHead;
   const int32_t first_head = task.kv_head * group;
   for (int32_t head = first_head; head < first_head + group; ++head) {
     const Softmax softmax =
@@ -198,6 +261,10 @@ void DecodeAttention::Merge(const AttentionInputs& inputs, const AttentionTask& 
       kernels_->pool_probabilities(scores.data(), chunk.chunk.num_context_tokens, softmax.max,
                                    1.0f / softmax.sum, /*accumulate=*/head != first_head,
                                    HeadScores(task.chunk, first_head).data());
+    } else if (select && scope == SelectionScope::kLayer) {
+      // Scores turn into probabilities; Unite goes on when all heads have theirs.
+      kernels_->pool_probabilities(scores.data(), chunk.chunk.num_context_tokens, softmax.max,
+                                   1.0f / softmax.sum, /*accumulate=*/false, scores.data());
     } else if (select) {
       SelectPositions(*kernels_, chunk.chunk.selection,
                       scores.first(static_cast<size_t>(chunk.chunk.num_context_tokens)),
@@ -210,6 +277,18 @@ void DecodeAttention::Merge(const AttentionInputs& inputs, const AttentionTask& 
                         .first(static_cast<size_t>(chunk.chunk.num_context_tokens)),
                     SelectedPositions(task.chunk, task.kv_head).data());
   }
+}
+
+void DecodeAttention::Unite(const AttentionInputs& inputs, const AttentionTask& task) {
+  const StepChunk& chunk = inputs.step->chunks()[static_cast<size_t>(task.chunk)];
+  const int32_t num_context_tokens = chunk.chunk.num_context_tokens;
+  const absl::Span<float> most = HeadScores(task.chunk, 0);
+  for (int32_t head = 1; head < shape_.num_query_heads; ++head) {
+    kernels_->max_into(HeadScores(task.chunk, head).data(), num_context_tokens, most.data());
+  }
+  SelectPositions(*kernels_, chunk.chunk.selection,
+                  most.first(static_cast<size_t>(num_context_tokens)),
+                  SelectedPositions(task.chunk, 0).data());
 }
 
 DecodeAttention::Softmax DecodeAttention::MergeHead(int32_t chunk, int32_t head, int32_t num_runs,
@@ -244,7 +323,7 @@ absl::Status DecodeAttention::ReadSelection(int32_t chunk,
   positions->clear();
   for (int32_t set = 0; set < state.num_sets; ++set) {
     const absl::Span<int32_t> selected =
-        SelectedPositions(chunk, set).first(static_cast<size_t>(state.token_budget));
+        SelectedPositions(chunk, set).first(static_cast<size_t>(state.num_selected));
     positions->emplace_back(selected.begin(), selected.end());
   }
   return absl::OkStatus();

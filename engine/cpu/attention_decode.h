@@ -1,7 +1,7 @@
-// Attention of single tokens: full, select and sparse. A sequence's positions are cut into runs
-// whose lengths depend on its context (or budget) alone; threads take the runs in any order, and
-// the runs' partial results are merged in ascending order. Select keeps the scores of the pass that
-// computes the attention, and picks positions from them while merging.
+// Attention of single tokens: full, select, sparse and quest. A sequence's positions are cut into
+// runs whose lengths depend on its context (or budget) alone; threads take the runs in any order,
+// and the runs' partial results are merged in ascending order. Select keeps the scores of the pass
+// that computes the attention, and picks positions from them while merging.
 #pragma once
 
 #include <cstdint>
@@ -31,18 +31,24 @@ class DecodeAttention {
 
   void ForgetSelections();
 
-  // Reserves room for a select layer's scores of one chunk, until ForgetScores; false where it is
+  // Whether a layer of this kind keeps scores.
+  static bool KeepsScores(AttentionKind kind) {
+    return kind == AttentionKind::kSelect || kind == AttentionKind::kQuest;
+  }
+
+  // Reserves room for such a layer's scores of one chunk, until ForgetScores; false where it is
   // full. It always suffices for one chunk.
-  bool ReserveScores(int32_t index, const SequenceChunk& chunk);
+  bool ReserveScores(int32_t index, const SequenceChunk& chunk, AttentionKind kind);
   void ForgetScores() { num_reserved_tokens_ = 0; }
 
-  // Appends the chunk's runs, and the merges that follow them. FAILED_PRECONDITION for kSparse
-  // where the step has no selection yet.
+  // Appends the chunk's tasks. FAILED_PRECONDITION for kSparse where the step has no selection yet.
   absl::Status AddTasks(const SequenceChunk& chunk, int32_t index, AttentionKind kind,
-                        std::vector<AttentionTask>* runs, std::vector<AttentionTask>* merges);
+                        AttentionTasks* tasks);
 
+  void Choose(const AttentionInputs& inputs, const AttentionTask& task);
   void Run(const AttentionInputs& inputs, const AttentionTask& task, int thread);
   void Merge(const AttentionInputs& inputs, const AttentionTask& task);
+  void Unite(const AttentionInputs& inputs, const AttentionTask& task);
 
   absl::Status ReadSelection(int32_t chunk, std::vector<std::vector<int32_t>>* positions) const;
 
@@ -51,8 +57,8 @@ class DecodeAttention {
   struct ChunkState {
     int64_t first_score = 0;  // of its [num_query_heads][score_stride] in scores_
     int64_t score_stride = 0;
-    int32_t num_sets = 0;  // 0: no selection yet
-    int32_t token_budget = 0;
+    int32_t num_sets = 0;      // 0: no selection yet
+    int32_t num_selected = 0;  // positions of each set
     SelectionScope scope = SelectionScope::kQueryHead;
   };
 
@@ -70,7 +76,9 @@ class DecodeAttention {
   int64_t PartialIndex(int32_t chunk, int32_t head, int32_t run) const;
   float Partial(absl::Span<const float> of_runs, int32_t chunk, int32_t head, int32_t run) const;
   absl::Span<float> HeadScores(int32_t chunk, int32_t head) const;          // [score_stride]
-  absl::Span<int32_t> SelectedPositions(int32_t chunk, int32_t set) const;  // [max_budget]
+  absl::Span<int32_t> SelectedPositions(int32_t chunk, int32_t set) const;  // [max_selected]
+  // The set that a head of the chunk attends.
+  int32_t SetOf(const ChunkState& state, int32_t head) const;
   Softmax MergeHead(int32_t chunk, int32_t head, int32_t num_runs, float* output) const;
 
   ModelShape shape_;
@@ -78,14 +86,14 @@ class DecodeAttention {
   const Kernels* kernels_;
   int32_t max_run_length_;
   int32_t max_runs_;                               // of one head
-  int32_t max_budget_;                             // positions of one set
+  int32_t max_selected_;                           // positions of one set
   std::vector<ChunkState> chunk_states_;           // [max_batch_sequences]
   std::vector<absl::Span<float>> thread_scratch_;  // [group_size][max_run_length] each
   // Partial results, [sequence][KV head][run][head of the group] each.
   absl::Span<float> partial_outputs_;  // [...][head_dim]
   absl::Span<float> partial_max_;
   absl::Span<float> partial_sum_;
-  absl::Span<int32_t> selected_;  // [sequence][query head][max_budget]
+  absl::Span<int32_t> selected_;  // [sequence][query head][max_selected]
   Arena scores_arena_;
   absl::Span<float> scores_;
   int64_t scores_capacity_tokens_ = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "engine/backend/attention.h"
 #include "engine/cpu/kv_cache.h"
@@ -19,13 +20,21 @@ struct AttentionInputs {
   Rows output;        // the same
 };
 
-// A piece of a chunk's work for one KV head.
+// A piece of a chunk's work for one KV head, or for all where it is a choice or a union.
 struct AttentionTask {
   int32_t chunk;
   AttentionKind kind;
   bool prefill;
   int32_t kv_head;
-  int32_t part;  // tile of queries, or run of positions
+  int32_t part;  // tile of queries, run of positions, or query head of a choice
+};
+
+// A stage's tasks: all of one list are done before the next list's begin.
+struct AttentionTasks {
+  std::vector<AttentionTask> choices;  // quest: the blocks of a query head
+  std::vector<AttentionTask> runs;     // prefill tiles and decode runs
+  std::vector<AttentionTask> merges;   // one for each decode and KV head
+  std::vector<AttentionTask> unions;   // scope layer: the positions of a select layer
 };
 
 }  // namespace tidal::cpu

@@ -51,6 +51,11 @@ class CpuBackend final : public Backend {
                            absl::Span<const int32_t> prompt_token_ids,
                            absl::Span<const int32_t> generated_token_ids) override;
 
+  absl::Status CheckAttention(AttentionMode /*mode*/,
+                              const Selection& /*selection*/) const override {
+    return absl::OkStatus();
+  }
+
   absl::Status BeginStep(const StepBatch& batch) override;
   absl::Status Embed() override;
   absl::Status AttentionInput(int32_t layer) override;
@@ -249,6 +254,18 @@ absl::Status CpuBackend::AttentionInput(int32_t layer) {
     RotateHeads(cosines, sines, half_dim, shape_.num_query_heads, score_scale, queries);
     RotateHeads(cosines, sines, half_dim, shape_.num_kv_heads, 1.0f, keys);
     cache_.Write(layer, step_.slots()[static_cast<size_t>(row)], keys, keys + shape_.kv_size());
+  });
+  // All of a block's keys again, also where one is appended: a chunk may as well have rewritten
+  // one.
+  const absl::Span<const WrittenBlock> blocks = step_.written_blocks();
+  constexpr int kTaskBlocks = 8;
+  const int num_blocks = static_cast<int>(blocks.size());
+  pool_.ParallelFor((num_blocks + kTaskBlocks - 1) / kTaskBlocks, [&](int task, int) {
+    const int end = std::min(num_blocks, (task + 1) * kTaskBlocks);
+    for (int i = task * kTaskBlocks; i < end; ++i) {
+      const WrittenBlock& written = blocks[static_cast<size_t>(i)];
+      cache_.UpdateBounds(kernels_, layer, written.block, written.num_tokens);
+    }
   });
   return absl::OkStatus();
 }

@@ -76,6 +76,18 @@ struct DecodeRunArguments {
   float* sum;                    // [num_heads]
 };
 
+// Quest's upper bound of a query's scores against each block of keys: sum_d max(q_d * min_d,
+// q_d * max_d).
+struct BlockBoundArguments {
+  const float* query;  // [head_dim]
+  int head_dim;
+  const float* bounds;   // block 0's [2][head_dim]: the keys' minima, then their maxima
+  int64_t block_stride;  // floats from one block's to the next one's
+  const int32_t* block_table;
+  int num_blocks;
+  float* scores;  // [num_blocks] out
+};
+
 struct Kernels {
   const char* instruction_set;
 
@@ -99,6 +111,14 @@ struct Kernels {
 
   void (*prefill_tile)(const PrefillTileArguments&);
   void (*decode_run)(const DecodeRunArguments&);
+
+  void (*score_blocks)(const BlockBoundArguments&);
+
+  // The minima and maxima, [2][head_dim], of num_keys >= 1 keys, [num_keys][head_dim].
+  void (*bound_keys)(const float* keys, int num_keys, int head_dim, float* bounds);
+
+  // y[i] = max(x[i], y[i]).
+  void (*max_into)(const float* x, int64_t size, float* y);
 
   // Scores, in place, become integers of the same order; -0 and +0 become equal.
   void (*to_ordered_keys)(float* scores, int64_t size);

@@ -31,6 +31,9 @@ const Kernels TIDAL_KERNEL_TABLE = {
     .transpose_keys = TransposeKeys,
     .prefill_tile = PrefillTile,
     .decode_run = DecodeRun,
+    .score_blocks = ScoreBlocks,
+    .bound_keys = BoundKeys,
+    .max_into = MaxInto,
     .to_ordered_keys = ToOrderedKeys,
     .count_at_least = CountAtLeast,
 };

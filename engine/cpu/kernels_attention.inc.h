@@ -244,3 +244,34 @@ void DecodeRun(const DecodeRunArguments& args) {
   for (int head = 0; head < args.num_heads; ++head) SoftmaxRun(args, head);
   gathered ? AddRun<GatheredRows>(args) : AddRun<BlockRows>(args);
 }
+
+// --- Quest ---
+
+inline Vec Min(Vec a, Vec b) { return -Max(-a, -b); }
+
+void ScoreBlocks(const BlockBoundArguments& args) {
+  for (int i = 0; i < args.num_blocks; ++i) {
+    const float* minima = args.bounds + int64_t{args.block_table[i]} * args.block_stride;
+    const float* maxima = minima + args.head_dim;
+    Vec sums = {};
+    for (int d = 0; d < args.head_dim; d += kWidth) {
+      const Vec q = Load(args.query + d);
+      sums += Max(q * Load(minima + d), q * Load(maxima + d));
+    }
+    args.scores[i] = Sum(sums);
+  }
+}
+
+void BoundKeys(const float* keys, int num_keys, int head_dim, float* bounds) {
+  for (int d = 0; d < head_dim; d += kWidth) {
+    Vec minima = Load(keys + d);
+    Vec maxima = minima;
+    for (int t = 1; t < num_keys; ++t) {
+      const Vec key = Load(keys + int64_t{t} * head_dim + d);
+      minima = Min(minima, key);
+      maxima = Max(maxima, key);
+    }
+    Store(bounds + d, minima);
+    Store(bounds + head_dim + d, maxima);
+  }
+}

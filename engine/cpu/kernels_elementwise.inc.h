@@ -75,3 +75,9 @@ int64_t CountAtLeast(const int32_t* keys, int64_t size, int32_t threshold) {
   for (; i < size; ++i) count += keys[i] >= threshold ? 1 : 0;
   return count;
 }
+
+void MaxInto(const float* x, int64_t size, float* y) {
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) Store(y + i, Max(Load(x + i), Load(y + i)));
+  for (; i < size; ++i) y[i] = x[i] > y[i] ? x[i] : y[i];
+}

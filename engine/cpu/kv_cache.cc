@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/status_macros.h"
@@ -12,7 +13,8 @@ KvCache::KvCache(const ModelShape& shape)
     : num_layers_(shape.num_layers), num_kv_heads_(shape.num_kv_heads), head_dim_(shape.head_dim) {}
 
 int64_t KvCache::block_size_bytes() const {
-  return num_layers_ * block_floats() * static_cast<int64_t>(sizeof(float));
+  return num_layers_ * (block_floats() + bounds_block_floats()) *
+         static_cast<int64_t>(sizeof(float));
 }
 
 absl::Status KvCache::Allocate(int32_t num_blocks) {
@@ -22,11 +24,23 @@ absl::Status KvCache::Allocate(int32_t num_blocks) {
         absl::StrCat("num_blocks is ", num_blocks, ", must be in 1..", kMaxBlocks));
   }
   if (num_blocks_ != 0) return absl::InvalidArgumentError("the KV cache is allocated already");
-  TIDAL_ASSIGN_OR_RETURN(arena_, Arena::Allocate(num_blocks * block_size_bytes(),
-                                                 /*commit=*/false, "the KV cache"));
+  Arena count;
   num_blocks_ = num_blocks;
-  floats_ = arena_.Take<float>(num_layers_ * layer_floats());
+  LayOut(&count);
+  absl::StatusOr<Arena> arena =
+      Arena::Allocate(count.used_bytes(), /*commit=*/false, "the KV cache");
+  if (!arena.ok()) {
+    num_blocks_ = 0;
+    return arena.status();
+  }
+  arena_ = *std::move(arena);
+  LayOut(&arena_);
   return absl::OkStatus();
+}
+
+void KvCache::LayOut(Arena* arena) {
+  floats_ = arena->Take<float>(num_layers_ * layer_floats());
+  bounds_ = arena->Take<float>(num_layers_ * bounds_layer_floats());
 }
 
 void KvCache::Write(int32_t layer, int32_t slot, const float* keys, const float* values) {
@@ -38,6 +52,20 @@ void KvCache::Write(int32_t layer, int32_t slot, const float* keys, const float*
     std::copy_n(values + head * head_dim_, head_dim_, key + value_offset());
     key += head_floats();
   }
+}
+
+void KvCache::UpdateBounds(const Kernels& kernels, int32_t layer, int32_t block,
+                           int32_t num_tokens) {
+  const float* keys = floats_.data() + layer * layer_floats() + block * block_floats();
+  float* bounds = bounds_.data() + layer * bounds_layer_floats() + block * bounds_block_floats();
+  for (int32_t head = 0; head < num_kv_heads_; ++head) {
+    kernels.bound_keys(keys + head * head_floats(), num_tokens, head_dim_,
+                       bounds + head * bounds_head_floats());
+  }
+}
+
+const float* KvCache::Bounds(int32_t layer, int32_t kv_head) const {
+  return bounds_.data() + layer * bounds_layer_floats() + kv_head * bounds_head_floats();
 }
 
 KvHeadView KvCache::Head(int32_t layer, int32_t kv_head) const {

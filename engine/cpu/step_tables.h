@@ -19,6 +19,12 @@ struct StepChunk {
   int32_t first_position = 0;  // of its tokens in the sequence
 };
 
+// A block of the KV cache that the step writes to.
+struct WrittenBlock {
+  int32_t block = 0;
+  int32_t num_tokens = 0;  // of the sequence in it, once the step has written
+};
+
 class StepTables {
  public:
   StepTables(const ModelShape& shape, const StepLimits& limits);
@@ -35,6 +41,8 @@ class StepTables {
   absl::Span<const int32_t> slots() const { return slots_; }
   absl::Span<const int32_t> chunk_of_row() const { return chunk_of_row_; }
 
+  absl::Span<const WrittenBlock> written_blocks() const { return written_blocks_; }
+
   // Indices of the chunks that sample.
   absl::Span<const int32_t> sampling_chunks() const { return sampling_chunks_; }
 
@@ -48,6 +56,7 @@ class StepTables {
   std::vector<int32_t> positions_;
   std::vector<int32_t> slots_;
   std::vector<int32_t> chunk_of_row_;
+  std::vector<WrittenBlock> written_blocks_;
   std::vector<int32_t> sampling_chunks_;
 };
 

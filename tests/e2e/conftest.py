@@ -154,7 +154,7 @@ def start_server(api, tmp_path):
 @pytest.fixture(scope="module")
 def server(api, tmp_path_factory):
     """A server with default attention and a cache of 32K tokens, for a whole file of tests."""
-    running = Server(api, tmp_path_factory.mktemp("server"), "--kv_cache_memory=256MiB",
+    running = Server(api, tmp_path_factory.mktemp("server"), "--kv_cache_memory=272MiB",
                      "--selection_layers=2,5")
     yield running
     assert running.stop() == 0, running.log()

@@ -22,7 +22,7 @@ def long_stream(api, server, channel, request_id):
 
 def test_an_operator_aborts_and_drains_through_a_unix_socket(api, start_server, tmp_path):
     path = tmp_path / "admin.socket"
-    server = start_server("--kv_cache_memory=64MiB", f"--admin_address=unix:{path}",
+    server = start_server("--kv_cache_memory=68MiB", f"--admin_address=unix:{path}",
                           "--shutdown_timeout=60s")
     assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0
     with server.channel() as channel, grpc.insecure_channel(f"unix:{path}") as operator:
@@ -42,7 +42,7 @@ def test_an_operator_aborts_and_drains_through_a_unix_socket(api, start_server, 
 
 
 def test_an_operator_flushes_the_prefix_cache(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--admin_address=:0")
+    server = start_server("--kv_cache_memory=68MiB", "--admin_address=:0")
     pb = api.inference_pb2
     request = pb.GenerateRequest(text="The golden river " * 40, sampling={"temperature": 0},
                                  stopping={"max_new_tokens": 2, "ignore_eos": True})
@@ -68,7 +68,7 @@ def test_an_operators_token_is_not_a_clients(api, start_server, tmp_path):
     tokens, admin_tokens = tmp_path / "tokens", tmp_path / "admin_tokens"
     tokens.write_text("alice:alice-token-0123456789\n")
     admin_tokens.write_text(f"root:{TOKEN}\n")
-    server = start_server("--kv_cache_memory=64MiB", "--admin_address=:0",
+    server = start_server("--kv_cache_memory=68MiB", "--admin_address=:0",
                           f"--auth_token_file={tokens}", f"--admin_token_file={admin_tokens}")
     request = api.admin_pb2.AbortRequestRequest(request_id="nobody")
     with grpc.insecure_channel(f"127.0.0.1:{server.ports['admin']}") as operator:

@@ -21,7 +21,7 @@ def wait_until(condition):
 
 
 def test_a_lame_duck_says_so_and_still_serves(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--lame_duck_interval=2s")
+    server = start_server("--kv_cache_memory=68MiB", "--lame_duck_interval=2s")
     request = api.inference_pb2.GenerateRequest(
         text="The", stopping={"max_new_tokens": 2, "ignore_eos": True})
     with server.channel() as channel:
@@ -75,7 +75,7 @@ def generate_one_token(api, server, num_prompt_tokens):
 
 def test_a_long_prefill_is_alive(api, start_server):
     """Many steps, together longer than the timeout, and no token for all that time."""
-    server = start_server("--kv_cache_memory=512MiB", "--max_batch_tokens=64",
+    server = start_server("--kv_cache_memory=544MiB", "--max_batch_tokens=64",
                           "--max_running_requests=8", "--liveness_timeout=1s")
     for num_prompt_tokens in (6_000, 15_000, 30_000):  # as many as this machine needs
         seconds, seen = generate_one_token(api, server, num_prompt_tokens)

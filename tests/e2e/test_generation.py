@@ -29,6 +29,26 @@ def test_finds_the_passphrase(api, inference, needle, text_of, num_tokens, mode)
         assert text_of(inference.GenerateStream(request)) == answer
 
 
+def test_quest_and_corrected_answers_are_the_right_ones(api, server, inference, needle, text_of):
+    before = server.metrics()
+    prompt, answer = needle(2500)
+    quest = stream_request(api, prompt, mode=api.attention_pb2.ATTENTION_MODE_QUEST, budget=1024)
+    events = list(inference.GenerateStream(quest))
+    assert list(events[0].started.attention.full_layers) == [0, 1]
+    assert list(events[0].started.attention.selection_layers) == []
+    assert text_of(events) == answer
+    corrected = stream_request(api, prompt, mode=api.attention_pb2.ATTENTION_MODE_TIDAL, budget=64)
+    corrected.attention.correction_interval = 3
+    events = list(inference.GenerateStream(corrected))
+    assert events[0].started.attention.correction_interval == 3
+    assert text_of(events) == answer
+    # Seven tokens are generated, and those after the third and the sixth are decoded as corrections,
+    # which compute the two before them anew.
+    after = server.metrics()
+    assert after["tidal_corrections_total"] - before["tidal_corrections_total"] == 2
+    assert after["tidal_corrected_tokens_total"] - before["tidal_corrected_tokens_total"] == 4
+
+
 def test_stream_tells_the_whole_story(api, inference, needle):
     prompt, answer = needle(3000)
     events = list(inference.GenerateStream(stream_request(api, prompt, budget=64)))

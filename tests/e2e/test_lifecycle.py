@@ -46,7 +46,7 @@ def test_metrics_count_requests(api, server, inference):
 
 
 def test_every_label_value_is_there_from_the_start(start_server):
-    metrics = start_server("--kv_cache_memory=64MiB").metrics()
+    metrics = start_server("--kv_cache_memory=68MiB").metrics()
     for name in ('tidal_kv_blocks{state="free"}', 'tidal_memory_bytes{kind="weights"}',
                  'tidal_requests_finished_total{reason="stop_string"}',
                  'tidal_cancellations_total{stage="prefill"}',
@@ -56,7 +56,7 @@ def test_every_label_value_is_there_from_the_start(start_server):
 
 
 def test_sigterm_lets_running_streams_finish(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB")
+    server = start_server("--kv_cache_memory=68MiB")
     with server.channel() as channel:
         stream = start_stream(api, server, channel, {"max_new_tokens": 1500, "ignore_eos": True})
         server.process.send_signal(signal.SIGTERM)
@@ -71,7 +71,7 @@ def test_sigterm_lets_running_streams_finish(api, start_server):
 
 
 def test_the_shutdown_timeout_aborts_what_is_left(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--shutdown_timeout=500ms")
+    server = start_server("--kv_cache_memory=68MiB", "--shutdown_timeout=500ms")
     with server.channel() as channel:
         stream = start_stream(api, server, channel, {"max_new_tokens": 8000, "ignore_eos": True})
         server.process.send_signal(signal.SIGTERM)
@@ -82,7 +82,7 @@ def test_the_shutdown_timeout_aborts_what_is_left(api, start_server):
 
 
 def test_a_second_sigterm_is_immediate(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--shutdown_timeout=600s")
+    server = start_server("--kv_cache_memory=68MiB", "--shutdown_timeout=600s")
     with server.channel() as channel:
         stream = start_stream(api, server, channel, {"max_new_tokens": 8000, "ignore_eos": True})
         server.process.send_signal(signal.SIGTERM)
@@ -109,11 +109,11 @@ def test_a_missing_checkpoint_is_said_plainly(start_server, tmp_path):
 def test_a_cache_that_does_not_fit_is_said_with_numbers(start_server):
     server = start_server("--kv_cache_memory=1MiB", "--max_model_len=32768", wait=False)
     assert server.process.wait(30) == 1
-    assert "268435456" in server.log() and "longest context" in server.log()
+    assert "285212672" in server.log() and "longest context" in server.log()
 
 
 @pytest.mark.parametrize("flag", [
-    "--attention=quest", "--selection_scope=layer", "--correction_interval=16", "--device=cuda",
+    "--attention=best", "--selection_scope=head", "--correction_interval=-1", "--device=cuda",
     "--token_budget=0", "--max_running_requests=0", "--selection_layers=2,99",
     "--kv_cache_memory=lots", "--no_such_flag=1"])
 def test_a_bad_flag_is_refused_by_name(start_server, flag):

@@ -94,7 +94,7 @@ def wait_until_idle(server):
 
 def test_concurrent_streams_are_right_and_leave_nothing(api, start_server, needle):
     # A cache of 4096 tokens is too small for 32 streams, so that preemption has its part in this.
-    server = start_server("--kv_cache_memory=32MiB", "--selection_layers=2,5",
+    server = start_server("--kv_cache_memory=34MiB", "--selection_layers=2,5",
                           "--max_running_requests=24")
     needles = [needle(length, depth, seed) for seed, (length, depth) in enumerate(
         [(80, 0.5), (150, 0.1), (300, 0.9), (600, 0.5), (1200, 0.3), (2500, 0.7)])]

@@ -83,7 +83,7 @@ def authority(tmp_path):
 def start_tls_server(start_server, authority, *flags):
     """A server with a certificate of `authority`; its health is asked on a port without TLS."""
     key, certificate = authority.issue("server")
-    server = start_server("--kv_cache_memory=64MiB", f"--tls_certificate_file={certificate}",
+    server = start_server("--kv_cache_memory=68MiB", f"--tls_certificate_file={certificate}",
                           f"--tls_key_file={key}", "--health_address=127.0.0.1:0",
                           "--credential_reload_interval=1s", *flags, health_port="health")
     return server
@@ -170,7 +170,7 @@ def test_mutual_tls_asks_for_a_certificate_and_names_its_holder(api, start_serve
 def test_tokens_are_asked_for_and_reloaded(api, start_server, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"# clients\nalice:{ALICE}\n")
-    server = start_server("--kv_cache_memory=64MiB", f"--auth_token_file={tokens}",
+    server = start_server("--kv_cache_memory=68MiB", f"--auth_token_file={tokens}",
                           "--credential_reload_interval=1s")
     assert server.health() == "SERVING"  # probes have no token
     with server.channel() as channel:
@@ -278,7 +278,7 @@ def test_malformed_connections_disturb_nobody(api, start_server, authority, tls)
         server = start_tls_server(start_server, authority, *flags)
         channel = secure_channel(server, authority)
     else:
-        server = start_server("--kv_cache_memory=64MiB", *flags)
+        server = start_server("--kv_cache_memory=68MiB", *flags)
         channel = server.channel()
     port = server.ports["listen"]
     with channel:
@@ -296,7 +296,7 @@ def test_malformed_connections_disturb_nobody(api, start_server, authority, tls)
 
 
 def test_slow_connections_do_not_keep_others_out(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--handshake_timeout=2s")
+    server = start_server("--kv_cache_memory=68MiB", "--handshake_timeout=2s")
     slow = [socket.create_connection(("127.0.0.1", server.ports["listen"])) for _ in range(200)]
     try:
         for index, connection in enumerate(slow):
@@ -319,7 +319,7 @@ def test_slow_connections_do_not_keep_others_out(api, start_server):
 
 
 def test_a_message_beyond_the_limit_is_refused(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--max_receive_message_size=64KiB")
+    server = start_server("--kv_cache_memory=68MiB", "--max_receive_message_size=64KiB")
     with server.channel() as channel:
         with pytest.raises(grpc.RpcError) as refused:
             server.inference(channel).Generate(
@@ -332,7 +332,7 @@ def test_a_message_beyond_the_limit_is_refused(api, start_server):
 def test_clients_have_limits_of_their_own(api, start_server, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
-    server = start_server("--kv_cache_memory=64MiB", f"--auth_token_file={tokens}",
+    server = start_server("--kv_cache_memory=68MiB", f"--auth_token_file={tokens}",
                           "--max_client_requests=1", "--max_client_tokens_per_minute=100000")
     long_request = api.inference_pb2.GenerateStreamRequest(
         text="The", stopping={"max_new_tokens": 8000, "ignore_eos": True})

@@ -124,7 +124,7 @@ def single_server(api, tmp_path_factory):
     """Computes one request at a time, and looks after silent clients each second."""
     from conftest import Server
 
-    server = Server(api, tmp_path_factory.mktemp("single"), "--kv_cache_memory=256MiB",
+    server = Server(api, tmp_path_factory.mktemp("single"), "--kv_cache_memory=272MiB",
                     "--max_running_requests=1", "--max_batch_tokens=64", "--keepalive_time=1s",
                     "--keepalive_timeout=1s", "--prefix_caching=false")
     yield server
@@ -157,7 +157,7 @@ def test_a_vanished_clients_request_ends(api, single_server, stage, how):
 
 
 def test_who_reads_nothing_is_given_up(api, start_server):
-    server = start_server("--kv_cache_memory=24MiB", "--stalled_stream_timeout=1s",
+    server = start_server("--kv_cache_memory=26MiB", "--stalled_stream_timeout=1s",
                           "--max_pending_response_size=64KiB")
     proxy = Proxy(server.ports["listen"])
     with channel_through(proxy) as channel, server.channel() as own_channel:

@@ -103,6 +103,7 @@ class TidalGoldenTest : public ::testing::Test {
   }
 
   static SelectionScope ScopeOf(const json& run) {
+    if (run["scope"] == "layer") return SelectionScope::kLayer;
     return run["scope"] == "query_head" ? SelectionScope::kQueryHead : SelectionScope::kKvHead;
   }
 
@@ -117,7 +118,6 @@ TEST_F(TidalGoldenTest, SelectionsAndLogitsAreTheReferences) {
   const auto prompt = golden_["prompt_token_ids"].get<std::vector<int32_t>>();
   const auto forced = golden_["forced_token_ids"].get<std::vector<int32_t>>();
   for (const json& run : golden_["runs"]) {
-    if (run["scope"] == "layer") continue;  // backends do not serve it yet
     SCOPED_TRACE(run["scope"].get<std::string>() + ", sinks " + run["num_sink_tokens"].dump());
     const Selection selection{.scope = ScopeOf(run),
                               .token_budget = run["token_budget"],

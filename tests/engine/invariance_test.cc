@@ -129,9 +129,12 @@ TEST_P(InvarianceTest, SampledTokensDependOnSeedAndNothingElse) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, InvarianceTest,
-                         ::testing::Values(AttentionMode::kFull, AttentionMode::kTidal),
+                         ::testing::Values(AttentionMode::kFull, AttentionMode::kTidal,
+                                           AttentionMode::kQuest),
                          [](const auto& test) {
-                           return test.param == AttentionMode::kFull ? "Full" : "Tidal";
+                           return test.param == AttentionMode::kFull    ? "Full"
+                                  : test.param == AttentionMode::kTidal ? "Tidal"
+                                                                        : "Quest";
                          });
 
 // Another question about a document finds the document's blocks in the cache.
@@ -179,6 +182,68 @@ TEST(PreemptionInvarianceTest, PreemptionChangesNoTokens) {
     EXPECT_EQ(preempted.token_ids, alone.token_ids);
   }
 }
+
+class CorrectionTest : public ::testing::TestWithParam<AttentionMode> {
+ protected:
+  static Request MakeSubject(int32_t interval) {
+    Request request = MakeRequest(1, 150, 60);
+    request.sampling.temperature = 0.8f;
+    request.sampling.return_logprobs = true;
+    request.attention = {.mode = GetParam(),
+                         .selection = {.scope = SelectionScope::kKvHead, .token_budget = 48},
+                         .correction_interval = interval};
+    return request;
+  }
+};
+
+TEST_P(CorrectionTest, AnIntervalOfOneIsFullAttentionExactly) {
+  const Outcome corrected = RunUnder({.name = "corrected"}, MakeSubject(1));
+  Request subject = MakeSubject(1);
+  subject.attention.mode = AttentionMode::kFull;
+  const Outcome full = RunUnder({.name = "full"}, subject);
+  EXPECT_EQ(corrected.token_ids, full.token_ids);
+  EXPECT_EQ(corrected.logprobs, full.logprobs) << "to the last bit";
+  EXPECT_NE(RunUnder({.name = "uncorrected"}, MakeSubject(0)).logprobs, full.logprobs);
+}
+
+TEST_P(CorrectionTest, CorrectedTokensDependOnNothingElse) {
+  const Request subject = MakeSubject(7);
+  const std::vector<int32_t> alone = RunUnder({.name = "alone"}, subject).token_ids;
+  ASSERT_EQ(alone.size(), 60u);
+  for (const Conditions& conditions : AllConditions()) {
+    EXPECT_EQ(RunUnder(conditions, subject).token_ids, alone) << conditions.name;
+  }
+}
+
+TEST_P(CorrectionTest, WhatIsCorrectedIsAsGoodAsPrefilled) {
+  // So the next turn of a dialogue finds it in the cache, and yields what it would without.
+  const Request earlier = MakeSubject(20);
+  const Outcome first = RunUnder({.name = "alone"}, earlier);
+  Request subject = earlier;
+  subject.id = "subject";
+  subject.prompt_token_ids.insert(subject.prompt_token_ids.end(), first.token_ids.begin(),
+                                  first.token_ids.end());
+  const Outcome alone = RunUnder({.name = "alone"}, subject);
+  const Outcome later = RunUnder({.name = "after its first half", .earlier = earlier}, subject);
+  // Corrected up to the 40th of the 60 generated tokens: 190 tokens, 11 whole blocks.
+  EXPECT_EQ(later.num_cached_prompt_tokens, 176);
+  EXPECT_EQ(later.token_ids, alone.token_ids);
+}
+
+TEST_P(CorrectionTest, ContinuesAfterAPreemptionAsAnUndisturbedOne) {
+  const Request subject = MakeSubject(1);
+  const Outcome alone = RunUnder({.name = "alone"}, subject);
+  const Outcome preempted =
+      RunUnder({.name = "short of blocks", .num_blocks = 26, .num_neighbours = 3}, subject);
+  EXPECT_GT(preempted.num_preemptions, 0);
+  EXPECT_EQ(preempted.token_ids, alone.token_ids);
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, CorrectionTest,
+                         ::testing::Values(AttentionMode::kTidal, AttentionMode::kQuest),
+                         [](const auto& test) {
+                           return test.param == AttentionMode::kTidal ? "Tidal" : "Quest";
+                         });
 
 TEST(BudgetTest, ABudgetThatCoversTheContextIsFullAttentionExactly) {
   Request full = MakeRequest(1, 150, 40);

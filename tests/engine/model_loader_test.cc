@@ -43,14 +43,14 @@ class ModelLoaderTest : public ::testing::Test {
             .cpu_threads = 1,
             .max_batch_tokens = 32,
             .max_running_requests = 4,
-            .kv_cache_memory_bytes = 8 << 20};
+            .kv_cache_memory_bytes = 16 << 20};
   }
 
   TempDirectory directory_;
 };
 
-// K and V of 4 layers, 2 heads of 32, float32.
-constexpr int64_t kBytesPerToken = 4 * 2 * 2 * 32 * 4;
+// K and V of 4 layers, 2 heads of 32, float32, and for each block the minima and maxima of K.
+constexpr int64_t kBytesPerToken = 4 * 2 * 2 * 32 * 4 * 17 / 16;
 
 TEST_F(ModelLoaderTest, LoadsADummyFromItsConfigAlone) {
   const auto model = LoadServingModel(Options());
@@ -120,7 +120,7 @@ TEST_F(ModelLoaderTest, NamesTheBytesAndTheLongestContextWhereTheCacheDoesNotFit
   options.max_model_len = 1000;
   const auto model = LoadServingModel(options);
   EXPECT_EQ(model.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(Message(model), HasSubstr("1000 tokens needs 2064384 bytes"));
+  EXPECT_THAT(Message(model), HasSubstr("1000 tokens needs 2193408 bytes"));
   EXPECT_THAT(Message(model), HasSubstr("longest context that fits is 192 tokens"));
 }
 

@@ -93,6 +93,86 @@ TEST_F(SchedulerTest, PrefillsInChunksOfTheStepsTokens) {
   EXPECT_THAT(ChunkSizes(Step(&scheduler)), ElementsAre(1));
 }
 
+Request SparseRequest(int32_t num_prompt_tokens, int32_t correction_interval) {
+  Request request;
+  request.prompt_token_ids.assign(static_cast<size_t>(num_prompt_tokens), 7);
+  request.attention = {.mode = AttentionMode::kTidal,
+                       .selection = {.token_budget = 8},
+                       .correction_interval = correction_interval};
+  return request;
+}
+
+TEST_F(SchedulerTest, CorrectsAfterEachInterval) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 64});
+  Sequence* sequence = AddSequence(&scheduler, SparseRequest(30, 4));
+  EXPECT_THAT(ChunkSizes(Step(&scheduler)), ElementsAre(30));
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 3; ++i) {
+      const StepPlan plan = scheduler.PlanStep();
+      EXPECT_THAT(ChunkSizes(plan), ElementsAre(1));
+      EXPECT_EQ(plan.chunks[0].mode(), AttentionMode::kTidal);
+      scheduler.MarkLaunched(plan);
+      sequence->AppendToken(2);
+      EXPECT_EQ(sequence->num_exact_tokens, 30 + 4 * round) << "what is sparse is not exact";
+    }
+    const StepPlan plan = scheduler.PlanStep();
+    EXPECT_THAT(ChunkSizes(plan), ElementsAre(4));
+    EXPECT_EQ(plan.chunks[0].mode(), AttentionMode::kFull);
+    EXPECT_TRUE(plan.chunks[0].is_decode);
+    EXPECT_TRUE(plan.chunks[0].samples());
+    scheduler.MarkLaunched(plan);
+    sequence->AppendToken(2);
+    EXPECT_EQ(sequence->num_exact_tokens, 34 + 4 * round);
+    EXPECT_EQ(sequence->num_computed_tokens, sequence->num_exact_tokens);
+  }
+}
+
+TEST_F(SchedulerTest, ACorrectionTakesWhatDecodesLeaveAndIsOnlyDrawnFromAtItsEnd) {
+  Scheduler scheduler({.max_batch_tokens = 4, .max_running_requests = 4, .num_blocks = 64});
+  Sequence* corrected = AddSequence(&scheduler, SparseRequest(30, 8));
+  while (corrected->num_generated_tokens() < 5) Step(&scheduler);
+  Sequence* neighbour = AddSequence(&scheduler, 3);
+  while (corrected->num_generated_tokens() < 8) Step(&scheduler);
+  ASSERT_GT(neighbour->num_generated_tokens(), 0);
+  // Eight tokens, three at a time beside the neighbour's decode.
+  for (const int32_t num_tokens : {3, 3, 2}) {
+    const int32_t before = neighbour->num_generated_tokens();
+    EXPECT_EQ(corrected->num_generated_tokens(), 8);
+    const StepPlan plan = Step(&scheduler);
+    EXPECT_THAT(ChunkSizes(plan), ElementsAre(1, num_tokens));
+    EXPECT_EQ(plan.chunks[1].sequence, corrected);
+    EXPECT_EQ(neighbour->num_generated_tokens(), before + 1);
+  }
+  EXPECT_EQ(corrected->num_generated_tokens(), 9);
+  EXPECT_EQ(corrected->num_exact_tokens, 38);
+}
+
+TEST_F(SchedulerTest, ACorrectionWaitsForTokensThatAreNotReadYet) {
+  Scheduler scheduler({.max_batch_tokens = 64, .max_running_requests = 4, .num_blocks = 64});
+  Sequence* sequence = AddSequence(&scheduler, SparseRequest(30, 2));
+  Step(&scheduler);
+  const StepPlan decode = scheduler.PlanStep();
+  scheduler.MarkLaunched(decode);
+  EXPECT_TRUE(scheduler.PlanStep(/*may_preempt=*/false).chunks.empty());
+  sequence->AppendToken(2);
+  EXPECT_THAT(ChunkSizes(scheduler.PlanStep(/*may_preempt=*/false)), ElementsAre(2));
+}
+
+TEST_F(SchedulerTest, APreemptedCorrectionIsTakenUpWhereItsTurnIs) {
+  Scheduler scheduler({.max_batch_tokens = 4, .max_running_requests = 4, .num_blocks = 5});
+  Sequence* older = AddSequence(&scheduler, 30);
+  Sequence* corrected = AddSequence(&scheduler, SparseRequest(20, 8));
+  while (!corrected->is_correcting) Step(&scheduler);
+  while (corrected->num_preemptions == 0) Step(&scheduler);
+  EXPECT_FALSE(corrected->is_correcting);
+  EXPECT_EQ(corrected->num_exact_tokens, 0);
+  const int32_t num_generated_tokens = corrected->num_generated_tokens();
+  scheduler.Remove(older);
+  while (corrected->num_generated_tokens() == num_generated_tokens) Step(&scheduler);
+  EXPECT_EQ(corrected->num_exact_tokens, corrected->num_computed_tokens - 1)
+      << "all was computed again but the last token, which is decoded as it would have been";
+}
+
 TEST_F(SchedulerTest, DecodesComeBeforePrefillInEveryStep) {
   Scheduler scheduler({.max_batch_tokens = 16, .max_running_requests = 4, .num_blocks = 640});
   Sequence* short_one = AddSequence(&scheduler, 4);

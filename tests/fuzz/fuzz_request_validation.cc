@@ -53,7 +53,7 @@ void RequireWithinLimits(const tidal::Request& request) {
   Require(sampling.min_new_tokens >= 0 &&
           sampling.min_new_tokens <= request.stopping.max_new_tokens);
   Require(sampling.num_top_logprobs >= 0 && sampling.num_top_logprobs <= tidal::kMaxTopLogprobs);
-  Require(request.attention.mode != tidal::AttentionMode::kQuest);
+  Require(request.attention.correction_interval >= 0);
   Require(request.attention.selection.token_budget >= 6 &&
           request.attention.selection.token_budget <= tidal::kMaxTokenBudget);
 }

@@ -99,6 +99,8 @@ TEST(PrometheusMetricsTest, HasEverySeriesFromTheStart) {
                                      "tidal_attention_tokens_total{kind=\"attended\"}",
                                      "tidal_attention_tokens_total{kind=\"available\"}",
                                      "tidal_selections_total",
+                                     "tidal_corrections_total",
+                                     "tidal_corrected_tokens_total",
                                      "tidal_time_to_first_token_seconds_count",
                                      "tidal_inter_token_latency_seconds_count",
                                      "tidal_e2e_request_latency_seconds_count",
@@ -163,7 +165,9 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
                   .num_generated_tokens = 4,
                   .num_attended_tokens = 200,
                   .num_available_tokens = 1000,
-                  .num_selections = 8});
+                  .num_selections = 8,
+                  .num_corrections = 2,
+                  .num_corrected_tokens = 14});
   metrics.OnFirstToken(absl::Milliseconds(50));
   metrics.OnInterTokenLatency(absl::Milliseconds(7));
   metrics.OnPreemption("id");
@@ -189,6 +193,8 @@ TEST(PrometheusMetricsTest, CountsWhatTheEngineReports) {
   EXPECT_EQ(ValueOf(metrics, "tidal_attention_tokens_total{kind=\"attended\"}"), "200");
   EXPECT_EQ(ValueOf(metrics, "tidal_attention_tokens_total{kind=\"available\"}"), "1000");
   EXPECT_EQ(ValueOf(metrics, "tidal_selections_total"), "8");
+  EXPECT_EQ(ValueOf(metrics, "tidal_corrections_total"), "2");
+  EXPECT_EQ(ValueOf(metrics, "tidal_corrected_tokens_total"), "14");
   EXPECT_EQ(ValueOf(metrics, "tidal_time_to_first_token_seconds_bucket{le=\"0.06\"}"), "1");
   EXPECT_EQ(ValueOf(metrics, "tidal_time_to_first_token_seconds_bucket{le=\"0.04\"}"), "0");
   EXPECT_EQ(ValueOf(metrics, "tidal_inter_token_latency_seconds_bucket{le=\"0.008\"}"), "1");

@@ -309,23 +309,25 @@ TEST_F(RequestValidationTest, RefusesTextWhereThereIsNoTokenizer) {
   EXPECT_TRUE(Validate("token_ids { ids: 1 }").ok());
 }
 
-TEST_F(RequestValidationTest, NamesWhatIsNotServedYet) {
-  const absl::Status quest =
-      Validate("token_ids { ids: 1 } attention { mode: ATTENTION_MODE_QUEST }").status();
-  EXPECT_EQ(quest.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(quest.message(), "attention.mode: ATTENTION_MODE_QUEST is not served yet");
-  const absl::Status correction =
-      Validate("token_ids { ids: 1 } attention { correction_interval: 8 }").status();
-  EXPECT_EQ(correction.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(correction.message(), "attention.correction_interval: 8 is not served yet; use 0");
+TEST_F(RequestValidationTest, TakesQuestAndCorrection) {
+  const auto request = Validate(
+      "token_ids { ids: 1 } attention { mode: ATTENTION_MODE_QUEST correction_interval: 8 }");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->attention.mode, AttentionMode::kQuest);
+  EXPECT_EQ(request->attention.correction_interval, 8);
+  context_.default_attention.correction_interval = 4;
+  EXPECT_EQ(Validate("token_ids { ids: 1 }")->attention.correction_interval, 4);
+  EXPECT_EQ(Validate("token_ids { ids: 1 } attention { correction_interval: 0 }")
+                ->attention.correction_interval,
+            0);
 }
 
 TEST_F(RequestValidationTest, CallsARequestInvalidWhereOneOfItsFaultsIs) {
-  const absl::Status status =
-      Validate("token_ids { ids: 1 } attention { mode: ATTENTION_MODE_QUEST } priority: 101")
-          .status();
+  GenerateRequest message = Parse("token_ids { ids: 1 } priority: 101");
+  message.GetReflection()->MutableUnknownFields(&message)->AddVarint(200, 1);
+  const absl::Status status = ValidateGenerate(message, context_, kNoIdentity).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("QUEST"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("200"));
 }
 
 TEST_F(RequestValidationTest, RefusesFieldsThatItDoesNotKnow) {

@@ -152,14 +152,14 @@ TEST_F(ServerConfigTest, NamesFlagValueAndLimit) {
   EXPECT_EQ(ErrorOf("serve"), "'serve' is not a flag; flags are --name=value");
 }
 
-TEST_F(ServerConfigTest, RefusesWhatIsNotServedYetByName) {
-  for (const std::string argument :
-       {"--attention=quest", "--selection_scope=layer", "--correction_interval=16"}) {
-    const absl::FlagSaver saver;
-    const absl::Status status = Parse({"--model_path=/m", argument}).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << argument;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("is not served yet")) << argument;
-  }
+TEST_F(ServerConfigTest, TakesEveryMethodOfAttention) {
+  const absl::StatusOr<ServerConfig> config =
+      Parse({"--model_path=/m", "--attention=quest", "--selection_scope=layer",
+             "--correction_interval=16"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->attention.mode, AttentionMode::kQuest);
+  EXPECT_EQ(config->attention.selection.scope, SelectionScope::kLayer);
+  EXPECT_EQ(config->attention.correction_interval, 16);
 }
 
 TEST_F(ServerConfigTest, ReadsTheEnvironmentAndLetsTheCommandLineWin) {

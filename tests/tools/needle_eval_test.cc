@@ -181,6 +181,17 @@ TEST_F(EvalMethodTest, NamesPlansAsThePaperDoes) {
             "TD full 0,1,4 select 2,5,6");
 }
 
+TEST_F(EvalMethodTest, MeasuresQuestAndEachCorrectionInterval) {
+  const auto methods = MakeEvalMethods(
+      {.methods = {"quest", "tidal"}, .plan = plan_, .correction_intervals = {0, 4}});
+  ASSERT_TRUE(methods.ok()) << methods.status();
+  std::vector<std::string> names;
+  for (const EvalMethod& method : *methods) names.push_back(method.name);
+  EXPECT_THAT(names, ElementsAre("quest", "quest C4", "TD+L3", "TD+L3 C4"));
+  EXPECT_EQ((*methods)[1].mode, AttentionMode::kQuest);
+  EXPECT_EQ((*methods)[3].correction_interval, 4);
+}
+
 TEST_F(EvalMethodTest, RefusesWhatIsNoMethodAndNoLayer) {
   EXPECT_THAT(MakeEvalMethods({.methods = {"best"}, .plan = plan_}).status().message(),
               HasSubstr("'best'"));

@@ -142,9 +142,11 @@ def test_a_passed_timeout_is_deadline_exceeded(tidal_client, client, prompt):
         client.generate(prompt, timeout=0.001)
 
 
-def test_an_unserved_value_is_unimplemented(tidal_client, client):
-    with pytest.raises(tidal_client.UnimplementedError):
-        client.generate("hello", attention=tidal_client.Attention(mode="quest"))
+def test_quest_is_served_and_echoed(tidal_client, client):
+    generation = client.generate("hello", attention=tidal_client.Attention(mode="quest"),
+                                 stopping=tidal_client.Stopping(max_new_tokens=3, ignore_eos=True))
+    assert generation.attention.mode == "quest"
+    assert len(generation.choices[0].token_ids) == 3
 
 
 def test_nobody_there_is_unavailable(tidal_client):

@@ -139,6 +139,7 @@ TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
   };
   const SelectionScope kQueryHead = SelectionScope::kQueryHead;
   const SelectionScope kKvHead = SelectionScope::kKvHead;
+  const SelectionScope kLayer = SelectionScope::kLayer;
   const Case cases[] = {
       {2, {kQueryHead, 1, 0, 0}},       {17, {kQueryHead, 16, 0, 0}},
       {300, {kQueryHead, 1, 0, 0}},     {300, {kQueryHead, 2, 1, 0}},
@@ -147,7 +148,9 @@ TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
       {300, {kKvHead, 33, 0, 0}},       {1000, {kKvHead, 256, 16, 16}},
       {1000, {kKvHead, 999, 0, 999}},   {1000, {kKvHead, 17, 16, 1}},
       {5000, {kKvHead, 4096, 0, 0}},    {5000, {kQueryHead, 4096, 100, 3996}},
-      {3001, {kQueryHead, 512, 0, 64}},
+      {3001, {kQueryHead, 512, 0, 64}}, {2, {kLayer, 1, 0, 0}},
+      {300, {kLayer, 33, 0, 0}},        {1000, {kLayer, 256, 16, 16}},
+      {1000, {kLayer, 17, 16, 1}},      {5000, {kLayer, 4096, 4, 1000}},
   };
   for (const HeadCounts heads : {HeadCounts{2, 2}, HeadCounts{6, 2}}) {
     const ModelShape shape = MakeShape(1, heads.query, heads.kv, 64);
@@ -160,6 +163,7 @@ TEST_P(BackendConformance, SelectsThePositionsOfTheReference) {
                    << ", budget " << c.selection.token_budget << ", scope "
                    << static_cast<int>(c.selection.scope));
       StepDriver driver(GetParam(), shape, weights.views(), {512, 2, 5000}, 400);
+      if (!driver.Serves(AttentionMode::kTidal, c.selection.scope)) continue;
       const TestSequence sequence = driver.MakeSequence(c.context, 1);
       driver.FillCache(sequence, c.context - 1);
       driver.Run({sequence.LastToken(c.selection)}, {kSelectLayer}, kAttentionOnly);
@@ -180,11 +184,13 @@ TEST_P(BackendConformance, BreaksTiesToTheLowerPosition) {
   std::fill(shape.rope_inverse_frequencies.begin(), shape.rope_inverse_frequencies.end(), 0.0f);
   const HostWeights weights(shape, 10);
   const ReferenceModel reference(shape, weights.views());
-  for (const SelectionScope scope : {SelectionScope::kQueryHead, SelectionScope::kKvHead}) {
+  for (const SelectionScope scope :
+       {SelectionScope::kQueryHead, SelectionScope::kKvHead, SelectionScope::kLayer}) {
     for (const int32_t num_distinct : {1, 3, 40}) {
       for (const int32_t budget : {1, 5, 100, 400}) {
         if (!GetParam().RunsCase(number++)) continue;
         StepDriver driver(GetParam(), shape, weights.views(), {512, 1, 777}, 49);
+        if (!driver.Serves(AttentionMode::kTidal, scope)) continue;
         TestSequence sequence = driver.MakeSequence(777, 0);
         for (int32_t& token : sequence.token_ids) token %= num_distinct;
         driver.FillCache(sequence, 776);
@@ -226,12 +232,14 @@ TEST_P(BackendConformance, SparseAttentionEqualsMaskedAttention) {
       const ModelShape shape = MakeShape(1, heads.query, heads.kv, head_dim);
       const HostWeights weights(shape, 11);
       const ReferenceModel reference(shape, weights.views());
-      for (const SelectionScope scope : {SelectionScope::kQueryHead, SelectionScope::kKvHead}) {
+      for (const SelectionScope scope :
+           {SelectionScope::kQueryHead, SelectionScope::kKvHead, SelectionScope::kLayer}) {
         for (const int32_t budget : {1, 15, 16, 17, 255, 257, 600}) {
           if (!GetParam().RunsCase(number++)) continue;
           SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim << ", heads " << heads.query
                                             << "/" << heads.kv << ", budget " << budget);
           StepDriver driver(GetParam(), shape, weights.views(), {512, 2, 900}, 60);
+          if (!driver.Serves(AttentionMode::kTidal, scope)) continue;
           const TestSequence sequence = driver.MakeSequence(801, 0);
           driver.FillCache(sequence, 800);
           const std::vector<float> logits =

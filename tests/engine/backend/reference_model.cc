@@ -178,8 +178,9 @@ ReferenceModel::Vector ReferenceModel::Attend(const Vector& query, const Vector&
     const int64_t kv_head = head / shape_.group_size();
     const std::vector<int32_t>* attended = &all;
     if (positions != nullptr) {
-      const bool by_query_head = static_cast<int32_t>(positions->size()) == shape_.num_query_heads;
-      attended = &(*positions)[static_cast<size_t>(by_query_head ? head : kv_head)];
+      // A set for each query head, for each KV head, or for all.
+      const auto num_sets = static_cast<int64_t>(positions->size());
+      attended = &(*positions)[static_cast<size_t>(head * num_sets / shape_.num_query_heads)];
     }
     const double* q = query.data() + head * head_dim;
     Vector probabilities;
@@ -207,14 +208,17 @@ ReferenceSelection ReferenceModel::Select(const std::vector<Vector>& scores,
   if (selection.scope == SelectionScope::kQueryHead) {
     result.scores = scores;
   } else {
-    const size_t group = static_cast<size_t>(shape_.group_size());
+    const bool one_set = selection.scope == SelectionScope::kLayer;
+    const size_t group = one_set ? scores.size() : static_cast<size_t>(shape_.group_size());
     for (size_t head = 0; head < scores.size(); ++head) {
       if (head % group == 0) result.scores.emplace_back(scores[head].size());
       const double max = *std::max_element(scores[head].begin(), scores[head].end());
       double sum = 0.0;
       for (const double score : scores[head]) sum += std::exp(score - max);
       for (size_t t = 0; t < scores[head].size(); ++t) {
-        result.scores.back()[t] += std::exp(scores[head][t] - max) / sum;
+        const double probability = std::exp(scores[head][t] - max) / sum;
+        double& pooled = result.scores.back()[t];
+        pooled = one_set ? std::max(pooled, probability) : pooled + probability;
       }
     }
   }
@@ -231,6 +235,55 @@ ReferenceSelection ReferenceModel::Select(const std::vector<Vector>& scores,
     order.resize(static_cast<size_t>(selection.token_budget));
     std::sort(order.begin(), order.end());
     result.positions.push_back(order);
+  }
+  return result;
+}
+
+ReferenceSelection ReferenceModel::ChooseBlocks(const Vector& query, const Vector& keys,
+                                                const Selection& selection) const {
+  ReferenceSelection result;
+  const int64_t head_dim = shape_.head_dim;
+  const auto context = static_cast<int32_t>(static_cast<int64_t>(keys.size()) / shape_.kv_size());
+  const int32_t num_blocks = (context + 15) / 16;
+  for (int64_t head = 0; head < shape_.num_query_heads; ++head) {
+    const int64_t first = head / shape_.group_size() * head_dim;
+    Vector& bounds = result.scores.emplace_back();
+    for (int32_t block = 0; block < num_blocks; ++block) {
+      double bound = 0;
+      for (int64_t d = 0; d < head_dim; ++d) {
+        double min = 1e300;
+        double max = -1e300;
+        for (int32_t t = 16 * block; t < std::min(16 * block + 16, context); ++t) {
+          const double key = keys[static_cast<size_t>(t * shape_.kv_size() + first + d)];
+          min = std::min(min, key);
+          max = std::max(max, key);
+        }
+        const double q = query[static_cast<size_t>(head * head_dim + d)];
+        bound += std::max(q * min, q * max);
+      }
+      bounds.push_back(bound / std::sqrt(static_cast<double>(head_dim)));
+    }
+    // Blocks with what is always kept come first, then the highest bounds, then the lowest block.
+    const int32_t first_recent = context - std::max(selection.num_recent_tokens, 1);
+    const auto kept = [&](int32_t block) {
+      return 16 * block < selection.num_sink_tokens || 16 * block + 15 >= first_recent;
+    };
+    std::vector<int32_t> order(bounds.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      if (kept(a) != kept(b)) return kept(a);
+      return bounds[static_cast<size_t>(a)] > bounds[static_cast<size_t>(b)];
+    });
+    const auto num_kept = static_cast<int32_t>(std::count_if(order.begin(), order.end(), kept));
+    const int32_t num_chosen = std::max({3, selection.token_budget / 16, num_kept});
+    order.resize(static_cast<size_t>(std::min(num_chosen, num_blocks)));
+    std::sort(order.begin(), order.end());
+    std::vector<int32_t>& positions = result.positions.emplace_back();
+    for (const int32_t block : order) {
+      for (int32_t t = 16 * block; t < std::min(16 * block + 16, context); ++t) {
+        positions.push_back(t);
+      }
+    }
   }
   return result;
 }
@@ -255,6 +308,10 @@ void ReferenceModel::RunAttention(const ReferenceStep& step, size_t layer_index,
     Rotate(position, &queries.back());
   }
   const std::vector<std::vector<int32_t>>* positions = nullptr;
+  if (kind == AttentionKind::kQuest) {
+    result->selections.push_back(ChooseBlocks(queries.back(), keys, step.selection));
+    positions = step.positions ? step.positions : &result->selections.back().positions;
+  }
   if (kind == AttentionKind::kSparse) {
     positions = step.positions ? step.positions : &result->selections.back().positions;
   }

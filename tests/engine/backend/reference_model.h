@@ -43,7 +43,8 @@ struct ReferenceSequence {
   int32_t num_tokens = 0;
 };
 
-// What one select layer chose, [sets][token_budget], and by which scores, [sets][context].
+// What one select layer chose, [sets][token_budget], and by which scores, [sets][context]; of a
+// quest layer the positions of the chosen blocks, and the bounds of all blocks.
 struct ReferenceSelection {
   std::vector<std::vector<int32_t>> positions;
   std::vector<std::vector<double>> scores;
@@ -55,13 +56,14 @@ struct ReferenceStep {
   Selection selection = {};
   bool attention = true;  // whether layers run their attention
   bool mlp = true;        // whether layers run their MLP
-  // Sparse layers attend these positions instead of those the reference selected, where set.
+  // Sparse and quest layers attend these positions instead of those the reference selected, where
+  // set.
   const std::vector<std::vector<int32_t>>* positions = nullptr;
 };
 
 struct ReferenceResult {
   std::vector<double> logits;                  // [vocab] of the last token
-  std::vector<ReferenceSelection> selections;  // of the select layers, in order
+  std::vector<ReferenceSelection> selections;  // of the select and quest layers, in order
 };
 
 class ReferenceModel {
@@ -98,6 +100,9 @@ class ReferenceModel {
                 const std::vector<std::vector<int32_t>>* positions,
                 std::vector<Vector>* scores) const;
   ReferenceSelection Select(const std::vector<Vector>& scores, const Selection& selection) const;
+  // Quest's blocks for one query: their positions, and the bounds of all, for each query head.
+  ReferenceSelection ChooseBlocks(const Vector& query, const Vector& keys,
+                                  const Selection& selection) const;
 
   // One layer's stages on `hidden`, [token][hidden]; only the tokens from first_needed on are
   // carried through, of the others just K and V.

@@ -21,9 +21,9 @@ SequenceChunk TestSequence::Chunk(int32_t begin, int32_t end, bool samples) cons
   return chunk;
 }
 
-SequenceChunk TestSequence::LastToken(const Selection& selection) const {
+SequenceChunk TestSequence::LastToken(const Selection& selection, AttentionMode mode) const {
   SequenceChunk chunk = LastToken();
-  chunk.mode = AttentionMode::kTidal;
+  chunk.mode = mode;
   chunk.selection = selection;
   return chunk;
 }

@@ -54,7 +54,8 @@ struct TestSequence {
   // The tokens begin .. end - 1, with full attention.
   SequenceChunk Chunk(int32_t begin, int32_t end, bool samples) const;
   SequenceChunk LastToken() const { return Chunk(num_tokens() - 1, num_tokens(), true); }
-  SequenceChunk LastToken(const Selection& selection) const;
+  SequenceChunk LastToken(const Selection& selection,
+                          AttentionMode mode = AttentionMode::kTidal) const;
 };
 
 // Which stages of the layers run.
@@ -70,12 +71,16 @@ class StepDriver {
              const ModelWeights& weights, const StepLimits& limits, int32_t num_blocks);
 
   Backend& backend() { return *backend_; }
+  bool Serves(AttentionMode mode, SelectionScope scope) const {
+    return backend_->CheckAttention(mode, {.scope = scope}).ok();
+  }
   std::mt19937_64& random() { return random_; }
 
   // Random tokens and fresh blocks; greedy sampling.
   TestSequence MakeSequence(int32_t num_tokens, int32_t slot);
 
-  // One step; `kinds` has a row for each layer that runs: its kind in full and in tidal mode.
+  // One step; `kinds` has a row for each layer that runs: its kind in full and in tidal mode. In
+  // mode quest every layer runs kQuest.
   struct LayerKinds {
     AttentionKind full = AttentionKind::kFull;
     AttentionKind tidal = AttentionKind::kFull;

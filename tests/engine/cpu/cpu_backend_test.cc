@@ -117,13 +117,14 @@ TEST_F(CpuBackendStepTest, RefusesSelectionsOutOfRangeByName) {
       HasSubstr("must be in 1..1"));
 }
 
-TEST_F(CpuBackendStepTest, NamesWhatIsNotImplemented) {
-  chunk_.mode = AttentionMode::kQuest;
-  chunk_.selection.token_budget = 50;
-  EXPECT_THAT(Refusal(absl::StatusCode::kUnimplemented, chunk_), HasSubstr("quest"));
-  chunk_.mode = AttentionMode::kTidal;
-  chunk_.selection.scope = SelectionScope::kLayer;
-  EXPECT_THAT(Refusal(absl::StatusCode::kUnimplemented, chunk_), HasSubstr("scope layer"));
+TEST_F(CpuBackendStepTest, ServesEveryModeAndScope) {
+  for (const AttentionMode mode :
+       {AttentionMode::kFull, AttentionMode::kTidal, AttentionMode::kQuest}) {
+    for (const SelectionScope scope :
+         {SelectionScope::kQueryHead, SelectionScope::kKvHead, SelectionScope::kLayer}) {
+      EXPECT_TRUE(backend_->CheckAttention(mode, {.scope = scope}).ok());
+    }
+  }
 }
 
 TEST_F(CpuBackendStepTest, RefusesSparseBeforeSelect) {
@@ -144,8 +145,8 @@ TEST_F(CpuBackendStepTest, RefusesTheLastTokenOfASlotWithoutOne) {
 }
 
 TEST_F(CpuBackendStepTest, AccountsForItsMemory) {
-  // K and V of 2 heads of 64 for 16 tokens in one layer, 4 bytes each.
-  EXPECT_EQ(backend_->kv_block_size_bytes(), 2 * 2 * 64 * 16 * 4);
+  // K and V of 2 heads of 64 for 16 tokens in one layer, and K's minima and maxima; 4 bytes each.
+  EXPECT_EQ(backend_->kv_block_size_bytes(), 2 * 2 * 64 * 16 * 4 + 2 * 2 * 64 * 4);
   const MemoryUse use = backend_->memory_use();
   EXPECT_EQ(use.kv_cache_bytes, 8 * backend_->kv_block_size_bytes());
   // At least the matrices: q, k, v, output, gate, up, down, embedding and LM head.
