@@ -21,7 +21,7 @@ def wait_for_lines(server, message, count):
 
 
 def test_sigusr1_tells_every_sequence_and_no_prompt(api, start_server):
-    server = start_server("--kv_cache_memory=64MiB", "--max_running_requests=1")
+    server = start_server("--kv_cache_memory=68MiB", "--max_running_requests=1")
     stopping = {"max_new_tokens": 5000, "ignore_eos": True}
     with server.channel() as channel:
         inference = server.inference(channel)
@@ -51,7 +51,7 @@ def test_sigusr1_tells_every_sequence_and_no_prompt(api, start_server):
 
 
 def test_sigusr1_is_answered_by_an_idle_server(start_server):
-    server = start_server("--kv_cache_memory=64MiB")
+    server = start_server("--kv_cache_memory=68MiB")
     server.process.send_signal(signal.SIGUSR1)
     (engine,) = wait_for_lines(server, "debug state of the engine", 1)
     assert engine["sequences"] == 0 and engine["used_blocks"] == 0
