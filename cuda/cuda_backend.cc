@@ -209,6 +209,8 @@ class CudaBackend final : public Backend {
   int32_t num_samples_ = 0;  // likewise
   std::vector<ChunkRange> chunk_ranges_;
   bool is_dependent_ = false;
+  // No layer has begun since the last selection: sparse attention may not start ahead of it.
+  bool has_just_selected_ = false;
   std::vector<SequenceChunk> chunks_;  // of the step last begun, without their spans
   std::vector<SlotOutput> slot_outputs_;
 
@@ -586,6 +588,7 @@ absl::Status CudaBackend<T>::Run(const Stage& stage, bool is_first) {
 
 template <typename T>
 absl::Status CudaBackend<T>::RunAttentionInput(int32_t layer_index) {
+  has_just_selected_ = false;
   const DeviceLayerWeights<T>& layer = weights_.layer(layer_index);
   const KvCacheView<T> cache = LayerCache(layer_index);
   if (SupportsAttentionInput(dims_, num_rows_)) {
@@ -657,15 +660,19 @@ absl::Status CudaBackend<T>::RunAttention(int32_t layer, const AttentionPass& pa
         .num_chunks = range.count,
         .max_sets = traits_.MaxSets(dims_.num_query_heads, dims_.num_kv_heads),
         .dependent = is_dependent_};
+    // Not beside a selection's blocks, which leave some multiprocessors free for two of its own.
     if (is_context) {
+      launch.dependent &= !has_just_selected_;
       TIDAL_RETURN_IF_CUDA_ERROR(LaunchContextAttention(launch, dims_, arguments));
       launch.dependent = true;
     }
     if (selects) {
       TIDAL_RETURN_IF_CUDA_ERROR(LaunchSelection(launch, dims_, arguments));
       launch.dependent = true;
+      has_just_selected_ = true;
     }
     if (is_sparse) {
+      launch.dependent &= !has_just_selected_;
       TIDAL_RETURN_IF_CUDA_ERROR(LaunchSparseAttention(launch, dims_, arguments));
     }
     is_dependent_ = true;

@@ -13,10 +13,9 @@ namespace {
 
 using decode::Arguments;
 
-// Blocks of a cluster. Sparse attention always takes kClusterBlocks, so that its sums do not
-// depend on the batch; a selection, exact in any case, more where that fills the device better.
+// Blocks of a selection's cluster: more where that fills the device better.
 constexpr int32_t kClusterBlocks = 4;
-constexpr int32_t kMaxClusterBlocks = 8;
+constexpr int32_t kMaxClusterBlocks = decode::kMaxSelectBlocks;
 
 bool IsSm90(const DecodeAttentionDevice& device) { return device.max_cluster_size > 1; }
 
@@ -34,6 +33,9 @@ struct WorkspaceLayout {
   int64_t counters;
   int64_t positions;
   int64_t cache_rows;
+  int64_t sparse_outputs;
+  int64_t sparse_softmax;
+  int64_t sparse_counters;
   int64_t end;
 
   WorkspaceLayout(const DecodeAttentionDevice& device, const ModelDims& dims,
@@ -51,7 +53,11 @@ struct WorkspaceLayout {
     counters = partials + AlignUp(partial_bytes);
     positions = counters + AlignUp(num_sequences * dims.num_kv_heads * kWordBytes);
     cache_rows = positions + AlignUp(selection_bytes);
-    end = cache_rows + AlignUp(selection_bytes);
+    sparse_outputs = cache_rows + AlignUp(selection_bytes);
+    const int64_t num_parts = num_sequences * num_heads * decode::kSparseParts;
+    sparse_softmax = sparse_outputs + AlignUp(num_parts * dims.head_dim * kWordBytes);
+    sparse_counters = sparse_softmax + AlignUp(num_parts * 2 * kWordBytes);
+    end = sparse_counters + AlignUp(num_sequences * num_heads * kWordBytes);
   }
 };
 
@@ -122,9 +128,9 @@ cudaError_t Launch(const DecodeAttentionLaunch& launch, void (*kernel)(Arguments
   return cudaLaunchKernelEx(&config, kernel, arguments);
 }
 
-// A cluster for each of `num_tasks` of each chunk.
-dim3 TaskGrid(const DecodeAttentionLaunch& launch, int32_t cluster_size, int32_t num_tasks) {
-  return dim3(static_cast<unsigned>(cluster_size), static_cast<unsigned>(num_tasks),
+// `num_blocks` for each of `num_tasks` of each chunk.
+dim3 TaskGrid(const DecodeAttentionLaunch& launch, int32_t num_blocks, int32_t num_tasks) {
+  return dim3(static_cast<unsigned>(num_blocks), static_cast<unsigned>(num_tasks),
               static_cast<unsigned>(launch.num_chunks));
 }
 
@@ -140,13 +146,8 @@ template <typename T, int kHeadDim>
 cudaError_t LaunchSparse(const DecodeAttentionLaunch& launch, const Arguments<T>& arguments) {
   // Every KV head is attended, even where all heads share a set.
   const int32_t max_tasks = std::max(launch.max_sets, arguments.cache.num_kv_heads);
-  const int32_t cluster_size = std::min(kClusterBlocks, launch.device.max_cluster_size);
-  // Not beside the blocks of the kernel in front: there is room for one more block a multiprocessor
-  // then, and not all clusters find four of them in one part of the device.
-  DecodeAttentionLaunch alone = launch;
-  alone.dependent = false;
-  return Launch(alone, decode::SparseAttentionKernel<T, kHeadDim>,
-                TaskGrid(launch, cluster_size, max_tasks), cluster_size, decode::kNumThreads,
+  return Launch(launch, decode::SparseAttentionKernel<T, kHeadDim>,
+                TaskGrid(launch, decode::kSparseParts, max_tasks), 1, decode::kNumThreads,
                 decode::SparseSharedBytes<kHeadDim>(IsSm90(launch.device)), arguments);
 }
 
@@ -220,6 +221,9 @@ DecodeAttentionWorkspace MakeDecodeAttentionWorkspace(void* memory,
   workspace.positions = reinterpret_cast<int32_t*>(base + layout.positions);
   workspace.cache_rows = reinterpret_cast<int32_t*>(base + layout.cache_rows);
   workspace.max_token_budget = limits.max_token_budget;
+  workspace.sparse_outputs = reinterpret_cast<float*>(base + layout.sparse_outputs);
+  workspace.sparse_softmax = reinterpret_cast<float2*>(base + layout.sparse_softmax);
+  workspace.sparse_counters = reinterpret_cast<uint32_t*>(base + layout.sparse_counters);
   return workspace;
 }
 

@@ -23,13 +23,17 @@
 //    lie 256 bytes apart in a slot; reads are arranged to meet at most twofold bank conflicts.
 //  - A (chunk, KV head) that several blocks share leaves partial results in the workspace; the last
 //    block to arrive merges them in the order of the blocks.
-// Selection is a radix select: a cluster of 4 or 8 blocks (one before sm_90) reads a set's scores
-// once into shared memory (25600 positions a block, before sm_90 16384; what does not fit is read
-// again in each pass), finds the budget's last key by histograms of 11, 11 and 10 bits, and writes
-// the positions in ascending order. 32 sets of 100K are 128 blocks and 12.8 MB out of the L2.
-// Sparse attention gives a cluster of 4 blocks (one before sm_90) to each (chunk, set): 16 warps
-// gather units of 16 selected rows, three in flight each for head_dim 128 (all of a budget of 512
-// at once), and merge in the cluster.
+// Selection: a cluster of 4 or 8 blocks (one before sm_90) reads a set's scores once into shared
+// memory (26624 positions a block, before sm_90 16384; what does not fit is read again in each
+// pass). The budget-th highest of the maxima of some 32 positions each is a lower bound of the
+// set's last key, and few keys reach it: every block takes all of these into registers and finds
+// the last key among them by histograms. Where they are too many (some 8000, as with a large budget
+// or many equal scores), histograms of all keys find it, of 11, 11 and 10 bits. Then the positions
+// are written in ascending order. 32 sets of 100K are 128 blocks and 12.8 MB out of the L2. Sparse
+// attention gives 4 blocks to each (chunk, set): 16 warps gather units of 16 selected rows, three
+// in flight each for head_dim 128 (all of a budget of 512 at once). With dependent launch they do
+// so while the kernel in front still computes the query: only the step's own row has to wait for
+// it. The last of the 4 blocks to end merges them.
 //
 // What holds: the same step gives the same bits. Selection given its scores, and sparse attention,
 // do not depend on the other chunks of the batch. Context attention depends on them only by where
@@ -93,6 +97,10 @@ struct DecodeAttentionWorkspace {
   int32_t* positions;   // ascending
   int32_t* cache_rows;  // the same as rows of the cache: block * kBlockSize + token of the block
   int32_t max_token_budget;
+  // Of sparse attention, what each block of a task leaves of a query head: see SparseParts.
+  float* sparse_outputs;      // [chunk][query head][part][head_dim]
+  float2* sparse_softmax;     // [chunk][query head][part]
+  uint32_t* sparse_counters;  // [chunk][query head], arrivals; zero between launches
 };
 
 // Bytes of device memory for a workspace.
@@ -119,7 +127,10 @@ struct DecodeAttentionLaunch {
   // num_query_heads where scope query_head can occur, else num_kv_heads where kv_head can, else 1.
   int32_t max_sets = 0;
   // Programmatic dependent launch: the kernel may start before the one in front of it in the stream
-  // ends. It reads and writes nothing before that one has ended.
+  // ends. It writes nothing before that one has ended, and nor does it read, but for
+  // LaunchSparseAttention, which reads all but the query and the rows of the step's own tokens (the
+  // last ones of their sets): those it is given by a kernel that holds back the one behind it
+  // (skinny_linear_kernel.cuh), or that has ended.
   bool dependent = false;
 };
 

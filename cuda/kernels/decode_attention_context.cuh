@@ -403,17 +403,9 @@ __device__ void FinishSegment(const HeadGroup<T, kHeadDim>& group, const Segment
              });
   const int32_t first_block = shares.BlockOf(segment.first);
   const int32_t num_shares = shares.BlockOf(segment.last - 1) - first_block + 1;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    uint32_t* counter = arguments.workspace.counters +
-                        int64_t{group.chunk_index} * arguments.cache.num_kv_heads + group.kv_head;
-    const uint32_t last = static_cast<uint32_t>(num_shares - 1);
-    shared->is_last = atomicInc(counter, last) == last ? 1 : 0;
-  }
-  __syncthreads();
-  if (shared->is_last == 0) return;
-  __threadfence();
+  uint32_t* counter = arguments.workspace.counters +
+                      int64_t{group.chunk_index} * arguments.cache.num_kv_heads + group.kv_head;
+  if (!ArrivesLast(counter, num_shares, &shared->is_last)) return;
   MergeShares(group, partials, first_block, num_shares);
 }
 

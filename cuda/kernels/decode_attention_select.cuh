@@ -10,10 +10,10 @@ namespace tidal::cuda::decode {
 
 inline constexpr int kSelectThreads = 512;
 inline constexpr int kSelectWarps = kSelectThreads / kWarpSize;
+inline constexpr int kMaxSelectBlocks = 8;  // of a cluster
 
-// Positions whose keys a block holds; on sm_90 beside a block of ContextAttentionKernel in a
-// multiprocessor.
-constexpr int32_t NumBlockKeys(bool is_sm90) { return is_sm90 ? 25600 : 16384; }
+// Positions whose keys a block holds.
+constexpr int32_t NumBlockKeys(bool is_sm90) { return is_sm90 ? 26624 : 16384; }
 inline constexpr int32_t kBlockKeys = NumBlockKeys(kIsSm90);
 
 // A key orders scores as unsigned numbers; digits of 11, 11 and 10 bits, the highest first.
@@ -31,9 +31,23 @@ __device__ inline uint32_t MakeKey(float score) {
   return min(key, kKeptKey - 1);
 }
 
+// Candidates that a cluster's threads can hold in registers, and that a block can list.
+inline constexpr int kThreadCandidates = 16;
+inline constexpr int kMaxCandidates = kThreadCandidates * kSelectThreads;
+inline constexpr int kMaxListed = kMaxBins;
+
 // Before the block's keys.
 struct alignas(16) SelectShared {
   uint32_t histograms[2][kMaxBins];
+  // In the second histogram's place: the block's candidates, in any order.
+  __device__ uint32_t* candidates() { return histograms[1]; }
+  // In the place of both, after that: the block's positions of the set.
+  __device__ int32_t* selected() { return reinterpret_cast<int32_t*>(histograms[0]); }
+  static_assert(2 * kMaxBins >= kMaxTokenBudget);
+
+  int32_t num_candidates;  // of the block, listed or not
+  int32_t num_kept;        // of the cluster's candidates
+  uint32_t highest;        // of the cluster's candidates that are not kept
   // Of each warp, then summed up over the warps before it.
   int32_t warp_higher[kSelectWarps];
   int32_t warp_equal[kSelectWarps];
@@ -130,11 +144,12 @@ struct SetRange {
   }
 };
 
-// Calls visit(position, keys) for every four positions from `begin` on, by whole warps; positions
-// from `end` on are not the warp's. Reads keys that are not in shared memory from the scores.
+// Calls visit(position, keys) for every four positions from `begin` on, by whole warps, where the
+// warp has a key of at least `lowest`; positions from `end` on are not the warp's. Reads keys that
+// are not in shared memory from the scores.
 template <typename Visit>
 __device__ void VisitKeys(const SetRange& range, const SetScores& scores, const uint32_t* keys,
-                          const Visit& visit) {
+                          uint32_t lowest, const Visit& visit) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   for (int32_t first = range.begin; first < range.end; first += kStride) {
     const int32_t position = first + lane * 4;
@@ -147,18 +162,20 @@ __device__ void VisitKeys(const SetRange& range, const SetScores& scores, const 
       scores.Load(position, range.end, loaded);
       four = range.MakeKeys(position, loaded[0]);
     }
-    visit(position, four);
+    const uint32_t highest = max(max(four.x, four.y), max(four.z, four.w));
+    if (__any_sync(kFullWarp, highest >= lowest)) visit(position, four);
   }
 }
 
-// Counts the keys by their first digit while they come to shared memory.
+// Brings the keys to shared memory, and counts by their first digit the highest of each 32 or so.
 __device__ inline void LoadKeys(const SetRange& range, const SetScores& scores, uint32_t* histogram,
                                 uint32_t* keys) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  constexpr int kLoads = 4;  // in flight a thread: 32 KB a block
+  constexpr int kLoads = 8;  // in flight a thread: 64 KB a block
   for (int32_t first = range.begin; first < range.end; first += kLoads * kStride) {
     float4 loaded[kLoads];
     scores.Load(first + lane * 4, range.end, loaded);
+    uint32_t highest = 0;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int32_t position = first + i * kStride + lane * 4;
@@ -169,24 +186,27 @@ __device__ inline void LoadKeys(const SetRange& range, const SetScores& scores, 
       const uint32_t each[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (position + j < range.end) atomicAdd(histogram + (each[j] >> DigitShift(0)), 1u);
+        if (position + j < range.end) highest = max(highest, each[j]);
       }
     }
+    if (first + lane * 4 < range.end) atomicAdd(histogram + (highest >> DigitShift(0)), 1u);
   }
 }
 
-// Counts by digit `digit`, not the first, the keys whose digits before it are `prefix`.
+// Counts by digit `digit` the keys whose digits before it are `prefix`.
 __device__ inline void CountDigit(const SetRange& range, const SetScores& scores,
                                   const uint32_t* keys, int digit, uint32_t prefix,
                                   uint32_t* histogram) {
   const int shift = DigitShift(digit);
-  const int prefix_shift = DigitShift(digit - 1);
+  const int prefix_shift = DigitShift(max(digit - 1, 0));
   const uint32_t mask = static_cast<uint32_t>(NumBins(digit) - 1);
-  VisitKeys(range, scores, keys, [&](int32_t position, const uint4& four) {
+  const uint32_t lowest = digit == 0 ? 0 : prefix << prefix_shift;
+  VisitKeys(range, scores, keys, lowest, [&](int32_t position, const uint4& four) {
     const uint32_t each[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (position + j < range.end && each[j] >> prefix_shift == prefix) {
+      const bool counts = digit == 0 || each[j] >> prefix_shift == prefix;
+      if (counts && position + j < range.end) {
         atomicAdd(histogram + (each[j] >> shift & mask), 1u);
       }
     }
@@ -210,10 +230,20 @@ __device__ inline int32_t ScanWarp(int32_t value) {
   return value;
 }
 
-// Finds the bin of the cluster's histogram that holds the `remaining`-th highest key, and how many
-// keys remain to be taken from it, in shared->bin and shared->remaining. By the whole block, after
-// a ClusterSync.
-__device__ inline void FindBin(int32_t remaining, uint32_t* histogram, SelectShared* shared) {
+// The blocks of the cluster from `first` to before `last`.
+struct Ranks {
+  int32_t first;
+  int32_t last;
+
+  __device__ static Ranks All() { return {0, ClusterSize()}; }
+  __device__ static Ranks Own() { return {ClusterRank(), ClusterRank() + 1}; }
+};
+
+// Finds the bin that holds the `remaining`-th highest key of these blocks' histograms, and how many
+// keys remain to be taken from it, in shared->bin and shared->remaining, which stay as they are
+// where there are fewer keys. By the whole block, after a ClusterSync (Own: a __syncthreads).
+__device__ inline void FindBin(const Ranks& ranks, int32_t remaining, uint32_t* histogram,
+                               SelectShared* shared) {
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
@@ -221,7 +251,7 @@ __device__ inline void FindBin(int32_t remaining, uint32_t* histogram, SelectSha
   static_assert(kMaxBins == 4 * kSelectThreads);
   const int low = kMaxBins - 4 - 4 * thread;
   int32_t counts[4] = {};
-  for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
+  for (int32_t rank = ranks.first; rank < ranks.last; ++rank) {
     const int4 part = *InClusterBlock(rank, reinterpret_cast<const int4*>(histogram + low));
     counts[0] += part.x;
     counts[1] += part.y;
@@ -252,8 +282,115 @@ struct Threshold {
   int32_t num_equal;
 };
 
-__device__ inline Threshold FindThreshold(const SetRange& range, const SetScores& scores,
-                                          int32_t budget, SelectShared* shared) {
+// A key that at least `budget` keys of the cluster's reach, and not many more: so many of those
+// that LoadKeys has counted do.
+__device__ inline uint32_t FindLowerBound(int32_t budget, SelectShared* shared) {
+  __syncwarp();  // ClusterSync takes whole warps
+  ClusterSync();
+  FindBin(Ranks::All(), budget, shared->histograms[0], shared);
+  return shared->bin << DigitShift(0);  // bin 0 where fewer were counted
+}
+
+// Lists the block's keys that reach the lower bound.
+__device__ inline void ListCandidates(const SetRange& range, const SetScores& scores,
+                                      uint32_t lower_bound, SelectShared* shared) {
+  VisitKeys(range, scores, shared->keys(), lower_bound, [&](int32_t position, const uint4& four) {
+    const uint32_t each[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (position + j >= range.end || each[j] < lower_bound) continue;
+      const int32_t place = atomicAdd(&shared->num_candidates, 1);
+      if (place < kMaxListed) shared->candidates()[place] = each[j];
+    }
+  });
+}
+
+// The cluster's candidates, spread over a block's threads; every block holds all of them.
+class Candidates {
+ public:
+  // After a ClusterSync.
+  __device__ explicit Candidates(SelectShared* shared) : shared_(shared) {
+    const int32_t num_blocks = ClusterSize();
+    const int32_t max_listed = min(kMaxListed, kMaxCandidates / num_blocks);
+    int32_t most = 0;
+#pragma unroll
+    for (int rank = 0; rank < kMaxSelectBlocks; ++rank) {
+      most = max(most, InClusterBlock(min(rank, num_blocks - 1), shared)->num_candidates);
+    }
+    fit_ = most <= max_listed;
+    // As many threads for each block's list.
+    const int32_t num_threads = kSelectThreads / num_blocks;
+    SelectShared* block = InClusterBlock(static_cast<int32_t>(threadIdx.x) / num_threads, shared);
+    const int32_t num_listed = min(block->num_candidates, max_listed);
+#pragma unroll
+    for (int i = 0; i < kThreadCandidates; ++i) {
+      const int32_t place = static_cast<int32_t>(threadIdx.x) % num_threads + i * num_threads;
+      keys_[i] = place < num_listed ? block->candidates()[place] : 0;
+    }
+  }
+
+  // Whether the blocks have listed all of theirs; the same in all threads of the cluster.
+  __device__ bool fit() const { return fit_; }
+
+  // By histograms that each divide what the last one has left into 2048 bins.
+  __device__ Threshold FindThreshold(int32_t budget, uint32_t lower_bound) {
+    FindRange();
+    const int32_t num_kept = shared_->num_kept;
+    if (budget <= num_kept) return {kKeptKey, budget};
+    Threshold result = {lower_bound, budget - num_kept};
+    uint32_t last = shared_->highest;
+    while (true) {
+      constexpr int kBinBits = 11;
+      static_assert(kMaxBins == 1 << kBinBits);
+      const int shift = max(0, 32 - kBinBits - __clz(static_cast<int>(last - result.key)));
+      CountBetween(result.key, last, shift);
+      FindBin(Ranks::Own(), result.num_equal, shared_->histograms[0], shared_);
+      result = {result.key + (shared_->bin << shift), shared_->remaining};
+      if (shift == 0) return result;
+      last = result.key + ((1u << shift) - 1);
+    }
+  }
+
+ private:
+  // How many are kept, and the highest of the others.
+  __device__ void FindRange() {
+    int32_t num_kept = 0;
+    uint32_t highest = 0;
+#pragma unroll
+    for (uint32_t key : keys_) {
+      num_kept += key == kKeptKey ? 1 : 0;
+      highest = key == kKeptKey ? highest : max(highest, key);
+    }
+    num_kept = __reduce_add_sync(kFullWarp, num_kept);
+    highest = __reduce_max_sync(kFullWarp, highest);
+    if (threadIdx.x % kWarpSize == 0) {
+      if (num_kept > 0) atomicAdd(&shared_->num_kept, num_kept);
+      atomicMax(&shared_->highest, highest);
+    }
+    __syncthreads();
+  }
+
+  __device__ void CountBetween(uint32_t first, uint32_t last, int shift) {
+    uint32_t* histogram = shared_->histograms[0];
+    ClearHistogram(histogram);
+    __syncthreads();
+#pragma unroll
+    for (uint32_t key : keys_) {
+      // No key is 0: that is the place of none.
+      if (key != 0 && key >= first && key <= last)
+        atomicAdd(histogram + (key - first >> shift), 1u);
+    }
+    __syncthreads();
+  }
+
+  SelectShared* shared_;
+  uint32_t keys_[kThreadCandidates];
+  bool fit_;
+};
+
+// By histograms of all keys, digit by digit.
+__device__ inline Threshold FindThresholdOfAll(const SetRange& range, const SetScores& scores,
+                                               int32_t budget, SelectShared* shared) {
   ClearHistogram(shared->histograms[0]);
   ClearHistogram(shared->histograms[1]);
   __syncthreads();
@@ -261,19 +398,35 @@ __device__ inline Threshold FindThreshold(const SetRange& range, const SetScores
 #pragma unroll 1
   for (int digit = 0; digit < kNumDigits; ++digit) {
     uint32_t* histogram = shared->histograms[digit % 2];
-    if (digit == 0) {
-      LoadKeys(range, scores, histogram, shared->keys());
-    } else {
-      CountDigit(range, scores, shared->keys(), digit, result.key, histogram);
-    }
+    CountDigit(range, scores, shared->keys(), digit, result.key, histogram);
     __syncwarp();  // ClusterSync takes whole warps
     ClusterSync();
     // The last digit's; all blocks of the cluster have read what it held.
     if (digit == 1) ClearHistogram(shared->histograms[0]);
-    FindBin(result.num_equal, histogram, shared);
+    FindBin(Ranks::All(), result.num_equal, histogram, shared);
     result = {result.key * NumBins(digit) + shared->bin, shared->remaining};
   }
   return result;
+}
+
+__device__ inline Threshold FindThreshold(const SetRange& range, const SetScores& scores,
+                                          int32_t budget, SelectShared* shared) {
+  ClearHistogram(shared->histograms[0]);
+  if (threadIdx.x == 0) {
+    shared->num_candidates = 0;
+    shared->num_kept = 0;
+    shared->highest = 0;
+    shared->bin = 0;
+  }
+  __syncthreads();
+  LoadKeys(range, scores, shared->histograms[0], shared->keys());
+  const uint32_t lower_bound = FindLowerBound(budget, shared);
+  ListCandidates(range, scores, lower_bound, shared);
+  __syncwarp();
+  ClusterSync();
+  Candidates candidates(shared);
+  return candidates.fit() ? candidates.FindThreshold(budget, lower_bound)
+                          : FindThresholdOfAll(range, scores, budget, shared);
 }
 
 // Counts this block's keys above and at the threshold: sums over the warps before each in
@@ -284,7 +437,7 @@ __device__ inline void CountSelected(const SetRange& range, const SetScores& sco
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   int32_t higher = 0;
   int32_t equal = 0;
-  VisitKeys(range, scores, shared->keys(), [&](int32_t position, const uint4& four) {
+  VisitKeys(range, scores, shared->keys(), threshold.key, [&](int32_t position, const uint4& four) {
     const uint32_t each[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -317,25 +470,13 @@ __device__ inline void CountSelected(const SetRange& range, const SetScores& sco
   }
 }
 
-// Where the positions of a set go.
-struct SetOutput {
-  int32_t* positions;
-  int32_t* cache_rows;
-  const int32_t* block_table;
-
-  __device__ void Store(int32_t index, int32_t position) const {
-    positions[index] = position;
-    cache_rows[index] = block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
-  }
-};
-
-// Writes this warp's positions of the set in ascending order, given how many keys of the set lie
-// before the warp's.
-__device__ inline void WriteSelected(const SetRange& range, const SetScores& scores,
-                                     const Threshold& threshold, int32_t higher_before,
-                                     int32_t equal_before, const uint32_t* keys,
-                                     const SetOutput& output) {
-  VisitKeys(range, scores, keys, [&](int32_t position, const uint4& four) {
+// Lists this warp's positions of the set in ascending order, given how many keys above and at the
+// threshold lie before the warp's. `selected`: the set's positions from number `first` on.
+__device__ inline void ListSelected(const SetRange& range, const SetScores& scores,
+                                    const Threshold& threshold, int32_t higher_before,
+                                    int32_t equal_before, const uint32_t* keys, int32_t first,
+                                    int32_t* selected) {
+  VisitKeys(range, scores, keys, threshold.key, [&](int32_t position, const uint4& four) {
     const uint32_t each[4] = {four.x, four.y, four.z, four.w};
     int32_t higher = 0;
     int32_t equal = 0;
@@ -345,7 +486,6 @@ __device__ inline void WriteSelected(const SetRange& range, const SetScores& sco
       higher += is_mine && each[j] > threshold.key ? 1 : 0;
       equal += is_mine && each[j] == threshold.key ? 1 : 0;
     }
-    if (!__any_sync(kFullWarp, higher + equal > 0)) return;
     // Both counts in one scan; a warp has 128 keys.
     constexpr int32_t kHigh = 1 << 16;
     const int32_t up_to = ScanWarp(higher * kHigh + equal);
@@ -356,7 +496,7 @@ __device__ inline void WriteSelected(const SetRange& range, const SetScores& sco
       if (position + j >= range.end || each[j] < threshold.key) continue;
       const bool is_equal = each[j] == threshold.key;
       if (!is_equal || equal_rank < threshold.num_equal) {
-        output.Store(higher_rank + min(equal_rank, threshold.num_equal), position + j);
+        selected[higher_rank + min(equal_rank, threshold.num_equal) - first] = position + j;
       }
       higher_rank += is_equal ? 0 : 1;
       equal_rank += is_equal ? 1 : 0;
@@ -415,21 +555,33 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   CountSelected(range, scores, threshold, shared);
   __syncwarp();
   ClusterSync();
-  int32_t higher_before = shared->warp_higher[warp];
-  int32_t equal_before = shared->warp_equal[warp];
+  // In the blocks before this one.
+  int32_t higher_before = 0;
+  int32_t equal_before = 0;
   for (int32_t rank = 0; rank < ClusterRank(); ++rank) {
     const SelectShared* other = InClusterBlock(rank, shared);
     higher_before += other->num_higher;
     equal_before += other->num_equal;
   }
-  const int64_t row = (int64_t{chunk_index} * num_heads + set) * workspace.max_token_budget;
+  ClusterArrive();  // no block ends while others read its shared memory
+  const int32_t first = higher_before + min(equal_before, threshold.num_equal);
+  const int32_t last = higher_before + shared->num_higher +
+                       min(equal_before + shared->num_equal, threshold.num_equal);
+  ListSelected(range, scores, threshold, higher_before + shared->warp_higher[warp],
+               equal_before + shared->warp_equal[warp], shared->keys(), first, shared->selected());
+  __syncthreads();
   const StepView& step = arguments.step;
-  const SetOutput output = {
-      workspace.positions + row, workspace.cache_rows + row,
-      step.block_tables + int64_t{chunk.sampler_slot} * step.block_table_stride};
-  WriteSelected(range, scores, threshold, higher_before, equal_before, shared->keys(), output);
+  const int32_t* block_table =
+      step.block_tables + int64_t{chunk.sampler_slot} * step.block_table_stride;
+  const int64_t row = (int64_t{chunk_index} * num_heads + set) * workspace.max_token_budget;
+  for (int32_t i = first + static_cast<int32_t>(threadIdx.x); i < last; i += kSelectThreads) {
+    const int32_t position = shared->selected()[i - first];
+    workspace.positions[row + i] = position;
+    workspace.cache_rows[row + i] =
+        block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
+  }
   __syncwarp();
-  ClusterSync();  // no block ends while others read its shared memory
+  ClusterWait();
 }
 
 }  // namespace tidal::cuda::decode

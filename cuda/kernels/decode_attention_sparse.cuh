@@ -3,13 +3,15 @@
 
 #include <cstdint>
 
-#include "cuda/kernels/decode_attention_select.cuh"
 #include "cuda/kernels/decode_attention_warp.cuh"
 #include "cuda/kernels/ptx.cuh"
 
 namespace tidal::cuda::decode {
 
-// The group of query heads that one cluster attends, and the set of rows they attend.
+// Blocks that share a task, always as many, so that sums do not depend on the batch.
+inline constexpr int32_t kSparseParts = 4;
+
+// The group of query heads that the blocks of a task attend, and the set of rows they attend.
 struct SparseTask {
   int32_t kv_head;
   int32_t first_head;
@@ -25,13 +27,15 @@ struct SparseTask {
   }
 };
 
-// One warp's units of selected rows: every num_warps-th of the cluster's, gathered into a ring.
+// One warp's units of selected rows: every num_warps-th of the task's, gathered into a ring.
 template <typename T, int kHeadDim>
 class GatherRing {
  public:
   static constexpr int kSlots = Unit<kHeadDim>::kSlots;
 
-  // `rows`: the set's cache rows; `first_unit`: this warp's first, `stride` from each to the next.
+  // Fills all slots, but for the set's last row: that may be the step's own token, which the kernel
+  // in front of this one writes. `rows`: the set's cache rows; `first_unit`: this warp's first,
+  // `stride` from each to the next.
   __device__ GatherRing(const KvCacheView<T>& cache, int32_t kv_head, const int32_t* rows,
                         int32_t num_rows, int32_t first_unit, int32_t stride, char* slots)
       : cache_(cache),
@@ -40,10 +44,34 @@ class GatherRing {
         num_rows_(num_rows),
         first_unit_(first_unit),
         stride_(stride),
-        slots_(slots) {
+        slots_(slots),
+        held_back_(num_rows - 1) {
     upcoming_ = LoadRows(0);
     for (int i = 0; i < kSlots; ++i) Fill(i);
   }
+
+  // Copies the last row where it is missing. Once, before the first Wait, and after the kernels in
+  // front have ended.
+  __device__ void FillLast() {
+    constexpr int kLanesPerRow = Unit<kHeadDim>::kRowBytes / kLaneBytes;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const int32_t units_ahead = held_back_ / kUnitTokens - first_unit_;
+    const int32_t slot = units_ahead / stride_;
+    if (units_ahead >= 0 && units_ahead % stride_ == 0 && slot < kSlots && lane < kLanesPerRow) {
+      const T* key = cache_.base + cache_.key_offset(__ldcg(rows_ + held_back_), kv_head_) +
+                     lane * kLaneElements;
+      const uint32_t target =
+          SharedAddress(slots_ + slot * Unit<kHeadDim>::kBytes) +
+          static_cast<uint32_t>(held_back_ % kUnitTokens * Unit<kHeadDim>::kRowBytes +
+                                lane * kLaneBytes);
+      CopyAsync16(target, key);
+      CopyAsync16(target + Unit<kHeadDim>::kValuesOffset, key + cache_.value_offset());
+    }
+    CommitAsyncCopies();
+    held_back_ = -1;
+  }
+  // Until all that is on its way has arrived.
+  __device__ void WaitForAll() const { WaitForAsyncCopies<0>(); }
 
   // The oldest unit in the ring, once it has arrived.
   __device__ const char* Wait() const {
@@ -74,12 +102,16 @@ class GatherRing {
       upcoming_ = LoadRows(index + 2);
     }
     const int first_lane = index % 2 * kUnitTokens;
-    if (__shfl_sync(kFullWarp, loaded_, first_lane) >= 0) Gather(slot, first_lane);
+    const int64_t unit = first_unit_ + int64_t{index} * stride_;
+    if (__shfl_sync(kFullWarp, loaded_, first_lane) >= 0) {
+      Gather(slot, first_lane, static_cast<int32_t>(held_back_ - unit * kUnitTokens));
+    }
     CommitAsyncCopies();
   }
 
-  // Copies the rows that the lanes from `first_lane` on have loaded; zeros where there is none.
-  __device__ void Gather(int slot, int first_lane) {
+  // Copies the rows that the lanes from `first_lane` on have loaded, but for the one at
+  // `held_back`; zeros where there is none.
+  __device__ void Gather(int slot, int first_lane, int32_t held_back) {
     constexpr int kLanesPerRow = Unit<kHeadDim>::kRowBytes / kLaneBytes;
     constexpr int kRowsAtOnce = kWarpSize / kLanesPerRow;
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -87,8 +119,9 @@ class GatherRing {
                             static_cast<uint32_t>(lane * kLaneBytes);
 #pragma unroll
     for (int i = 0; i < kUnitTokens / kRowsAtOnce; ++i) {
-      const int32_t row =
-          __shfl_sync(kFullWarp, loaded_, first_lane + i * kRowsAtOnce + lane / kLanesPerRow);
+      const int index = i * kRowsAtOnce + lane / kLanesPerRow;
+      const int32_t row = __shfl_sync(kFullWarp, loaded_, first_lane + index);
+      if (index == held_back) continue;
       const T* key = cache_.base + cache_.key_offset(max(row, 0), kv_head_) +
                      lane % kLanesPerRow * kLaneElements;
       const uint32_t row_target =
@@ -106,6 +139,7 @@ class GatherRing {
   int32_t first_unit_;
   int32_t stride_;
   char* slots_;
+  int32_t held_back_;  // entry of the set that Fill leaves out; -1: none
   int32_t num_filled_ = 0;
   int32_t loaded_ = -1;    // of two successive units, one row a lane
   int32_t upcoming_ = -1;  // of the next two
@@ -116,9 +150,7 @@ class GatherRing {
 template <int kHeadDim>
 struct SparseShared {
   MergeArea<kHeadDim> merge;
-  // The block's part, read by the cluster.
-  float outputs[kMaxAttentionGroup][kHeadDim];
-  float2 softmax[kMaxAttentionGroup];  // reference (log2), sum
+  int32_t is_last;
 };
 
 template <int kHeadDim>
@@ -127,30 +159,53 @@ uint32_t SparseSharedBytes(bool is_sm90) {
          static_cast<uint32_t>(sizeof(SparseShared<kHeadDim>));
 }
 
-// Puts the parts of the cluster's blocks together, in the order of their ranks, and stores the
-// outputs of the task's queries. By one block.
-template <typename T, int kHeadDim>
-__device__ void MergeCluster(SparseShared<kHeadDim>* shared, int32_t num_queries, T* output) {
-  for (int i = static_cast<int>(threadIdx.x); i < num_queries * kHeadDim; i += kNumThreads) {
-    const int query = i / kHeadDim;
-    float max = -INFINITY;
-    for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
-      max = fmaxf(max, InClusterBlock(rank, shared)->softmax[query].x);
-    }
-    float sum = 0.0f;
-    float value = 0.0f;
-    for (int32_t rank = 0; rank < ClusterSize(); ++rank) {
-      const SparseShared<kHeadDim>* part = InClusterBlock(rank, shared);
-      const float2 softmax = part->softmax[query];
-      const float weight = PartWeight(softmax, max);
-      sum += weight * softmax.y;
-      value += weight * part->outputs[query][i % kHeadDim];
-    }
-    output[i] = static_cast<T>(value / sum);
-  }
-}
+// What the blocks of a task leave of it in device memory, for the one that ends last.
+template <int kHeadDim>
+struct SparseParts {
+  float* outputs;   // [query][kSparseParts][kHeadDim]
+  float2* softmax;  // [query][kSparseParts], reference (log2) and sum
 
-// A cluster for each (chunk, task): blockIdx is (rank, task, chunk of the launch).
+  // `head`: the task's first query head, counted over the chunks.
+  __device__ SparseParts(const DecodeAttentionWorkspace& workspace, int64_t head)
+      : outputs(workspace.sparse_outputs + head * kSparseParts * kHeadDim),
+        softmax(workspace.sparse_softmax + head * kSparseParts) {}
+
+  __device__ void Store(int query, int element, float output, float max, float sum) const {
+    const int row = query * kSparseParts + static_cast<int>(blockIdx.x);
+    outputs[row * kHeadDim + element] = output;
+    if (element == 0) softmax[row] = {max, sum};
+  }
+
+  // Puts the parts together, always in the same order, and stores the outputs of the task's
+  // queries.
+  template <typename T>
+  __device__ void Merge(int32_t num_queries, T* output) const {
+    for (int i = static_cast<int>(threadIdx.x); i < num_queries * kHeadDim; i += kNumThreads) {
+      const int first = i / kHeadDim * kSparseParts;
+      float2 states[kSparseParts];
+      float values[kSparseParts];
+#pragma unroll
+      for (int part = 0; part < kSparseParts; ++part) {
+        states[part] = __ldcg(softmax + first + part);
+        values[part] = __ldcg(outputs + (first + part) * kHeadDim + i % kHeadDim);
+      }
+      float max = -INFINITY;
+#pragma unroll
+      for (int part = 0; part < kSparseParts; ++part) max = fmaxf(max, states[part].x);
+      float sum = 0.0f;
+      float value = 0.0f;
+#pragma unroll
+      for (int part = 0; part < kSparseParts; ++part) {
+        const float weight = PartWeight(states[part], max);
+        sum += weight * states[part].y;
+        value += weight * values[part];
+      }
+      output[i] = static_cast<T>(value / sum);
+    }
+  }
+};
+
+// kSparseParts blocks for each (chunk, task): blockIdx is (part, task, chunk of the launch).
 template <typename T, int kHeadDim>
 __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
     SparseAttentionKernel(const __grid_constant__ Arguments<T> arguments) {
@@ -158,7 +213,8 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
   LetNextKernelStart();
   constexpr int kRingBytes = Unit<kHeadDim>::kRingBytes;
   auto* shared = reinterpret_cast<SparseShared<kHeadDim>*>(slots + kNumWarps * kRingBytes);
-  WaitForPreviousKernels();
+  // The step's tables, the selection, and the rows of former tokens are older than the kernel in
+  // front of this one.
   const int32_t task_index = static_cast<int32_t>(blockIdx.y);
   const int32_t index = static_cast<int32_t>(blockIdx.z);
   const DeviceChunk chunk = arguments.LoadChunk(index);
@@ -166,7 +222,10 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
   const int32_t num_heads = arguments.num_query_heads;
   const int32_t num_tasks =
       chunk.scope == SelectionScope::kQueryHead ? num_heads : arguments.cache.num_kv_heads;
-  if (!arguments.Serves(chunk, index, AttentionKind::kSparse, task_index, num_tasks)) return;
+  if (!arguments.Serves(chunk, index, AttentionKind::kSparse, task_index, num_tasks)) {
+    WaitForPreviousKernels();
+    return;
+  }
   if (num_tasks > static_cast<int32_t>(gridDim.y)) __trap();
   const SparseTask task(chunk.scope, task_index, arguments.group_size);
 
@@ -174,19 +233,22 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int32_t num_rows = min(chunk.token_budget, chunk.num_context_tokens);
   const int32_t num_units = (num_rows + kUnitTokens - 1) / kUnitTokens;
-  const int32_t stride = ClusterSize() * kNumWarps;
-  const int32_t first_unit = ClusterRank() * kNumWarps + warp;
+  constexpr int32_t kStride = kSparseParts * kNumWarps;
+  const int32_t first_unit = static_cast<int32_t>(blockIdx.x) * kNumWarps + warp;
   const DecodeAttentionWorkspace& workspace = arguments.workspace;
   GatherRing<T, kHeadDim> ring(
       arguments.cache, task.kv_head,
       workspace.cache_rows +
           (int64_t{chunk_index} * num_heads + task.set) * workspace.max_token_budget,
-      num_rows, first_unit, stride, slots + warp * kRingBytes);
+      num_rows, first_unit, kStride, slots + warp * kRingBytes);
+  WaitForPreviousKernels();
+  ring.FillLast();
   const int64_t query_offset = (int64_t{chunk.first_row} * num_heads + task.first_head) * kHeadDim;
   const LaneQuery<kHeadDim> query =
       LoadQuery<T, kHeadDim>(arguments.query + query_offset, task.num_queries, lane);
   WarpSoftmax<T, kHeadDim> softmax;
-  for (int32_t unit = first_unit; unit < num_units; unit += stride) {
+  ring.WaitForAll();
+  for (int32_t unit = first_unit; unit < num_units; unit += kStride) {
     const char* slot = ring.Wait();
     float scores[4];
     ComputeScores<T, kHeadDim>(slot, query, lane, scores);
@@ -200,17 +262,15 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
     softmax.Add(scores, SharedAddress(slot) + Unit<kHeadDim>::kValuesOffset, lane);
     ring.Release();
   }
+  const int64_t first_head = int64_t{chunk_index} * num_heads + task.first_head;
+  const SparseParts<kHeadDim> parts(workspace, first_head);
   MergeWarps(softmax, task.num_queries, &shared->merge,
-             [&](int head, int element, float output, float max, float sum) {
-               shared->outputs[head][element] = output;
-               if (element == 0) shared->softmax[head] = {max, sum};
+             [&parts](int head, int element, float output, float max, float sum) {
+               parts.Store(head, element, output, max, sum);
              });
-  ClusterSync();
-  if (ClusterRank() == 0) {
-    MergeCluster<T, kHeadDim>(shared, task.num_queries, arguments.output + query_offset);
+  if (ArrivesLast(workspace.sparse_counters + first_head, kSparseParts, &shared->is_last)) {
+    parts.Merge(task.num_queries, arguments.output + query_offset);
   }
-  __syncwarp();   // ClusterSync takes whole warps
-  ClusterSync();  // no block ends while others read its shared memory
 }
 
 }  // namespace tidal::cuda::decode

@@ -254,6 +254,21 @@ __device__ inline float PartWeight(float2 part, float max) {
   return part.y == 0.0f ? 0.0f : Exp2(part.x - max);
 }
 
+// Whether this block is the last of `num_blocks` to come here: it then sees what all of them have
+// written to device memory. `counter` is zero before and after; `flag` is shared. By whole blocks.
+__device__ inline bool ArrivesLast(uint32_t* counter, int32_t num_blocks, int32_t* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t last = static_cast<uint32_t>(num_blocks - 1);
+    *flag = atomicInc(counter, last) == last ? 1 : 0;
+  }
+  __syncthreads();
+  if (*flag == 0) return false;
+  __threadfence();
+  return true;
+}
+
 // Merges the warps' results, always in the same order, and calls store(query, element, output,
 // reference, sum) for each element of each of the group's query heads, in some thread; output is
 // not yet divided by sum. By the whole block; `area` is free again afterwards.

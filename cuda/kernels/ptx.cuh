@@ -416,16 +416,23 @@ __device__ inline int32_t ClusterSize() {
 #endif
 }
 
-// Barrier of all threads of the cluster, ordering their accesses to memory.
-__device__ inline void ClusterSync() {
+// Barrier of all threads of the cluster, ordering their accesses to memory, in two halves: what a
+// thread does between them need not wait for the others.
+__device__ inline void ClusterArrive() {
 #ifdef TIDAL_SM90
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void ClusterWait() {
+#ifdef TIDAL_SM90
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();
 #endif
+}
+__device__ inline void ClusterSync() {
+  ClusterArrive();
+  ClusterWait();
 }
 
 // Block `rank`'s copy of what `pointer` is in this block's shared memory. A block must not end

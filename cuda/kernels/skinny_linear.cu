@@ -22,6 +22,7 @@ template <typename T>
 struct AttentionInputProduct : AttentionInput<T> {
   using Element = T;
   static constexpr bool kNormalizes = true;
+  static constexpr bool kHoldsNextBack = true;  // sparse attention reads before it waits
 
   struct Prefetched {
     float2 bias;
@@ -85,6 +86,7 @@ template <typename T>
 struct ResidualLinearProduct : ResidualProduct<T> {
   using Element = T;
   static constexpr bool kNormalizes = false;
+  static constexpr bool kHoldsNextBack = false;
 
   struct Prefetched {
     float2 sum;  // of the residual and the bias
@@ -112,6 +114,7 @@ template <typename T>
 struct GateUpProduct : GateUp<T> {
   using Element = T;
   static constexpr bool kNormalizes = true;
+  static constexpr bool kHoldsNextBack = false;
 
   struct Prefetched {
     float2 bias;
@@ -138,6 +141,7 @@ template <typename T>
 struct LmHeadProduct : LmHead<T> {
   using Element = T;
   static constexpr bool kNormalizes = true;
+  static constexpr bool kHoldsNextBack = false;
 
   struct Prefetched {
     bool samples;

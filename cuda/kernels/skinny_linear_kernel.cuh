@@ -2,6 +2,8 @@
 // (kNormalizes: float32 rows to be normalised; else rows of T) and what becomes of a pair of
 // neighbouring outputs:
 //   using Element; struct Prefetched; weight;
+//   kHoldsNextBack: the kernel behind starts only when the ones in front have ended
+//   (kNormalizes only)
 //   InputRow(row): index of the input row, or -1 where there is none (kNormalizes only)
 //   Prefetch(output, row): what Store needs and can be loaded before the sums are there
 //   Store(prefetched, output, row, first, second): outputs `output` (even) and `output` + 1
@@ -588,6 +590,7 @@ class Multiplier {
       RowPart norm;
       LoadNormPart(cut_, product_, norm);
       WaitForPreviousKernels();
+      if constexpr (Product::kHoldsNextBack) LetNextKernelStart();
       LoadNormalizedInputs<kSplit>(cut_, product_, norm, WarpSlice(cut_, 0, warp_), lane_, exchange,
                                    sums, x_[0]);
     } else {
@@ -689,7 +692,7 @@ __global__ void __launch_bounds__(kNumThreads, kBlocksPerMultiprocessor)
     SkinnyLinearKernel(const __grid_constant__ Product product, const __grid_constant__ Cut cut,
                        uint32_t* counters) {
   char* shared = DynamicSharedMemory();
-  LetNextKernelStart();
+  if constexpr (!Product::kHoldsNextBack) LetNextKernelStart();
   char* exchange = shared + cut.num_slots * cut.slot_bytes;
   float* sums = reinterpret_cast<float*>(exchange + cut.exchange_bytes);
   int32_t* tiles = reinterpret_cast<int32_t*>(sums + kNumWarps);

@@ -413,7 +413,9 @@ inline void ArriveAtNamedBarrier(int id, int num_threads) {
 
 inline int32_t ClusterRank() { return emulation::ClusterRank(); }
 inline int32_t ClusterSize() { return emulation::ClusterSize(); }
-inline void ClusterSync() { emulation::SyncCluster(); }
+inline void ClusterArrive() {}
+inline void ClusterWait() { emulation::SyncCluster(); }
+inline void ClusterSync() { ClusterWait(); }
 template <typename Value>
 inline Value* InClusterBlock(int32_t rank, Value* pointer) {
   return static_cast<Value*>(
