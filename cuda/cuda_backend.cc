@@ -675,7 +675,9 @@ absl::Status CudaBackend<T>::RunAttention(int32_t layer, const AttentionPass& pa
       launch.dependent &= !has_just_selected_;
       TIDAL_RETURN_IF_CUDA_ERROR(LaunchSparseAttention(launch, dims_, arguments));
     }
-    is_dependent_ = true;
+    // Not beside a selection's blocks either: the next product's would not lie one a
+    // multiprocessor, and nor would those of the products behind it.
+    is_dependent_ = !selects;
   }
   return absl::OkStatus();
 }

@@ -146,8 +146,15 @@ template <typename T, int kHeadDim>
 cudaError_t LaunchSparse(const DecodeAttentionLaunch& launch, const Arguments<T>& arguments) {
   // Every KV head is attended, even where all heads share a set.
   const int32_t max_tasks = std::max(launch.max_sets, arguments.cache.num_kv_heads);
+  // Where few multiprocessors have a task, the others get a block without one: else some of them
+  // would get two blocks of the next product, which starts beside these, and others none.
+  const int32_t num_multiprocessors = launch.device.num_multiprocessors;
+  const int32_t blocks_a_task = decode::kSparseParts * launch.num_chunks;
+  const int32_t num_tasks = 2 * blocks_a_task * max_tasks > num_multiprocessors
+                                ? max_tasks
+                                : (num_multiprocessors + blocks_a_task - 1) / blocks_a_task;
   return Launch(launch, decode::SparseAttentionKernel<T, kHeadDim>,
-                TaskGrid(launch, decode::kSparseParts, max_tasks), 1, decode::kNumThreads,
+                TaskGrid(launch, decode::kSparseParts, num_tasks), 1, decode::kNumThreads,
                 decode::SparseSharedBytes<kHeadDim>(IsSm90(launch.device)), arguments);
 }
 
