@@ -26,12 +26,15 @@ void StreamCall::OnReadDone(bool ok) {
 }
 
 void StreamCall::OnDone(const grpc::Status& status) {
-  const std::shared_ptr<StreamCall> self = std::move(self_);
   absl::Status result = FromGrpcStatus(status);
   if (result.ok() && !finished_) {
     result = absl::InternalError("the stream ended without a `finished` event");
   }
-  on_done_(result);
+  const DoneCallback on_done = std::move(on_done_);
+  // Perhaps the last reference. The program may end as soon as on_done has been called: nothing of
+  // the call may be left for this thread then.
+  self_.reset();
+  on_done(result);
 }
 
 }  // namespace tidal::client
