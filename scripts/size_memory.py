@@ -133,6 +133,7 @@ def print_sizes(shape, options):
     print(f"parameters                {shape.num_parameters():,}")
     print(f"weights                   {weights_bytes:,} bytes ({weights_bytes / GIB:.1f} GiB)")
     print(f"KV a token                {per_token:,} bytes")
+    print(f"KV cache a token          {shape.held_bytes_per_token(options.device):,} bytes")
     print(f"KV of a sequence          {per_token * options.context / GIB:.2f} GiB,"
           f" at {options.context:,} tokens")
     print(f"KV cache                  {cache / GIB:.1f} GiB of {options.memory_gib:g} GiB:"

@@ -137,9 +137,9 @@ def test_memory_is_what_the_sizing_script_computes(server):
                              str(ROOT / "models" / "needle" / "config.json"), "--device=cpu"],
                             capture_output=True, text=True, check=True).stdout
     computed = {name: int(number.replace(",", "")) for name, number
-                in re.findall(r"^(weights|KV a token) +([\d,]+) bytes", output, re.MULTILINE)}
+                in re.findall(r"^(weights|KV cache a token) +([\d,]+) bytes", output, re.MULTILINE)}
     measured = {one["metric"]["kind"]: float(one["value"][1])
                 for one in server.query("tidal_memory_bytes")}
     blocks = float(server.query("sum(tidal_kv_blocks)")[0]["value"][1])
     assert measured["weights"] == computed["weights"]
-    assert measured["kv_cache"] == blocks * 16 * computed["KV a token"]
+    assert measured["kv_cache"] == blocks * 16 * computed["KV cache a token"]
