@@ -34,10 +34,13 @@ class BuildWithStubs(build_py):
                      f"--pyi_out={output}", f"--grpc_python_out={output}", *files]
         if protoc.main(arguments) != 0:
             raise RuntimeError(f"protoc failed: {' '.join(arguments)}")
+        # Type checkers read the stubs of a package that says it is typed.
+        for name in ("__init__.py", "py.typed"):
+            (output / API / name).touch()
 
     def get_outputs(self, include_bytecode=1):
         stubs = pathlib.Path(self.build_lib, API)
-        return [*super().get_outputs(include_bytecode), *map(str, sorted(stubs.glob("*.py*")))]
+        return [*super().get_outputs(include_bytecode), *map(str, sorted(stubs.glob("*.*")))]
 
 
 class SdistWithProtos(sdist):

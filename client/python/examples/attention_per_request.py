@@ -11,7 +11,7 @@ import pathlib
 from tidal_client import Attention, Client, Sampling, Stopping
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("prompt_file", type=pathlib.Path)
     parser.add_argument("--target", default="localhost:50051")

@@ -15,21 +15,24 @@ from tidal_client import AsyncClient, ResourceExhaustedError, Sampling, Stopping
 MAX_ATTEMPTS = 5
 
 
-async def ask(client, limit, question, path):
+async def ask(client: AsyncClient, limit: asyncio.Semaphore, question: str,
+              path: pathlib.Path) -> str:
     prompt = f"{path.read_text(encoding='utf-8')}\n{question}"
+    num_attempts = 0
     async with limit:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        while True:
+            num_attempts += 1
             try:
                 answer = await client.generate(prompt, sampling=Sampling(temperature=0),
                                                stopping=Stopping(max_new_tokens=64))
                 return answer.text
             except ResourceExhaustedError as error:
-                if attempt == MAX_ATTEMPTS:
+                if num_attempts == MAX_ATTEMPTS:
                     raise
                 await asyncio.sleep(error.retry_after_seconds or 1)
 
 
-async def main():
+async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("question")
     parser.add_argument("documents", nargs="+", type=pathlib.Path)

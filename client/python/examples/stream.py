@@ -8,7 +8,7 @@ import argparse
 from tidal_client import Client, Delta, Finished, Progress, Sampling, Stopping
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("prompt")
     parser.add_argument("--target", default="localhost:50051")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,7 +17,7 @@ from tidal_client.conversion import GenerationOptions, Prompt
 class AsyncStream:
     """As Stream, for `async for` and `async with`."""
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall):
+    def __init__(self, call: Any):  # a grpc.aio.UnaryStreamCall
         self._call = call
         self._is_cancelled = False
 
@@ -46,7 +47,7 @@ class AsyncStream:
     async def __aenter__(self) -> AsyncStream:
         return self
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.cancel()
 
 
@@ -70,7 +71,7 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def generate(self, prompt: Prompt, *, sampling: types.Sampling | None = None,
@@ -103,7 +104,7 @@ class AsyncClient:
     async def tokenize(self, text: str, *, add_special_tokens: bool | None = None,
                        timeout: float | None = None) -> types.Tokens:
         """With the begin-of-sequence token, unless add_special_tokens is False."""
-        request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        request = conversion.tokenize_request(text, add_special_tokens)
         with errors.translated():
             answer = await self._inference.Tokenize(request, timeout=timeout,
                                                     metadata=self._metadata)
@@ -113,12 +114,11 @@ class AsyncClient:
                          skip_special_tokens: bool | None = None,
                          timeout: float | None = None) -> str:
         """Without special tokens, unless skip_special_tokens is False."""
-        request = inference_pb2.DetokenizeRequest(token_ids=token_ids,
-                                                  skip_special_tokens=skip_special_tokens)
+        request = conversion.detokenize_request(token_ids, skip_special_tokens)
         with errors.translated():
             answer = await self._inference.Detokenize(request, timeout=timeout,
                                                       metadata=self._metadata)
-        return answer.text
+        return str(answer.text)
 
     async def model_info(self, *, timeout: float | None = None) -> types.ModelInfo:
         """The model, the default attention, the limits."""

@@ -25,7 +25,7 @@ class Tls:
     key_file: str | pathlib.Path | None = None
     server_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("Tls: cert_file and key_file belong together")
 

@@ -39,7 +39,7 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cancel()
 
 
@@ -69,7 +69,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def generate(self, prompt: Prompt, *, sampling: types.Sampling | None = None,
@@ -100,7 +100,7 @@ class Client:
     def tokenize(self, text: str, *, add_special_tokens: bool | None = None,
                  timeout: float | None = None) -> types.Tokens:
         """With the begin-of-sequence token, unless add_special_tokens is False."""
-        request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
+        request = conversion.tokenize_request(text, add_special_tokens)
         with errors.translated():
             answer = self._inference.Tokenize(request, timeout=timeout, metadata=self._metadata)
         return conversion.tokens(answer)
@@ -108,11 +108,10 @@ class Client:
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None,
                    timeout: float | None = None) -> str:
         """Without special tokens, unless skip_special_tokens is False."""
-        request = inference_pb2.DetokenizeRequest(token_ids=token_ids,
-                                                  skip_special_tokens=skip_special_tokens)
+        request = conversion.detokenize_request(token_ids, skip_special_tokens)
         with errors.translated():
             answer = self._inference.Detokenize(request, timeout=timeout, metadata=self._metadata)
-        return answer.text
+        return str(answer.text)
 
     def model_info(self, *, timeout: float | None = None) -> types.ModelInfo:
         """The model, the default attention, the limits."""

@@ -14,6 +14,7 @@ from tidal_client import types
 Prompt = Union[str, Sequence[int]]
 Output = Union[inference_pb2.Choice, inference_pb2.GenerateStreamResponse.Delta]
 Request = TypeVar("Request", inference_pb2.GenerateRequest, inference_pb2.GenerateStreamRequest)
+Dataclass = TypeVar("Dataclass")
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def _fill(message: Message, options: Any) -> None:
 def _fill_attention(message: attention_pb2.AttentionOptions, options: types.Attention) -> None:
     if options.mode is not None:
         mode = types.AttentionMode(options.mode)
-        message.mode = attention_pb2.AttentionMode.Value(f"ATTENTION_MODE_{mode.name}")
+        message.MergeFrom(attention_pb2.AttentionOptions(mode=f"ATTENTION_MODE_{mode.name}"))
     _fill(message, dataclasses.replace(options, mode=None))
 
 
@@ -75,6 +76,21 @@ def fill_request(request: Request, prompt: Prompt, options: GenerationOptions) -
     return request
 
 
+def tokenize_request(text: str, add_special_tokens: bool | None) -> inference_pb2.TokenizeRequest:
+    request = inference_pb2.TokenizeRequest(text=text)
+    if add_special_tokens is not None:
+        request.add_special_tokens = add_special_tokens
+    return request
+
+
+def detokenize_request(token_ids: Sequence[int],
+                       skip_special_tokens: bool | None) -> inference_pb2.DetokenizeRequest:
+    request = inference_pb2.DetokenizeRequest(token_ids=token_ids)
+    if skip_special_tokens is not None:
+        request.skip_special_tokens = skip_special_tokens
+    return request
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
@@ -85,7 +101,7 @@ def _same_fields(kind: type, message: Message) -> dict[str, Any]:
             if field.name in names and field.message_type is None}
 
 
-def _scalars(kind: type, message: Message) -> Any:
+def _scalars(kind: type[Dataclass], message: Message) -> Dataclass:
     """A dataclass of scalars and lists of them only."""
     values = _same_fields(kind, message)
     return kind(**{name: value if isinstance(value, (str, bytes, int, float)) else tuple(value)

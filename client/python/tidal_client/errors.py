@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import grpc
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
@@ -91,10 +93,11 @@ _CLASSES = {
 }
 
 
-def _details_of(error: grpc.RpcError) -> list:
+def _details_of(error: grpc.RpcError) -> list[any_pb2.Any]:
     """The google.rpc messages in a status, or none where they cannot be read: the status itself
     holds without them."""
-    for key, value in error.trailing_metadata() or ():
+    metadata = cast(Iterable[tuple[str, bytes]], error.trailing_metadata() or ())
+    for key, value in metadata:
         if key == "grpc-status-details-bin":
             with contextlib.suppress(DecodeError):
                 return list(status_pb2.Status.FromString(value).details)
