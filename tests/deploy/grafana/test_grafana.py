@@ -3,6 +3,7 @@
 TIDAL_BIN_DIR names the folder of the programs; CTest sets it.
 """
 
+import importlib.metadata
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import time
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import encoder, plugins
+from grafana_foundation_sdk.models import dashboard as grafana_dashboard
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts" / "lib"))
@@ -106,6 +109,30 @@ def test_panels_do_not_overlap():
 
 def test_dashboard_is_what_its_script_writes():
     subprocess.run([sys.executable, str(GRAFANA / "make_dashboard.py"), "--check"], check=True)
+
+
+def _lost(before, after, path=""):
+    """Paths of `before` that `after` has not, or has otherwise."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [lost for key in before
+                for lost in _lost(before[key], after.get(key), f"{path}/{key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [lost for index, pair in enumerate(zip(before, after))
+                for lost in _lost(*pair, f"{path}/{index}")]
+    return [] if before == after else [path]
+
+
+def test_grafanas_own_types_hold_all_that_the_dashboard_says():
+    """Those of the Grafana that deploy/compose.yaml starts: a field that they do not know is lost."""
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    version = compose["services"]["grafana"]["image"].split(":")[1]
+    assert importlib.metadata.version("grafana-foundation-sdk").split("!")[1] == version
+    plugins.register_default_plugins()
+    written = json.loads((GRAFANA / "dashboards" / "tidal.json").read_text(encoding="utf-8"))
+    read = grafana_dashboard.Dashboard.from_json(written)
+    lost = _lost(written, json.loads(encoder.JSONEncoder().encode(read)))
+    # The editor's text of a variable's query, beside the query itself.
+    assert [path for path in lost if not re.fullmatch(r"/templating/list/\d/definition", path)] == []
 
 
 def test_provisioning_names_the_datasource_and_the_folder():
