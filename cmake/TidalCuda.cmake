@@ -29,4 +29,8 @@ if(NOT TIDAL_CUDA STREQUAL "OFF" AND NOT TIDAL_SANITIZE)
     message(STATUS "No CUDA compiler: built without the CUDA plugin")
   endif()
 endif()
+# CMake 3.25's module wants this library, which CUDA 13 no longer has and nothing here needs.
+if(CMAKE_VERSION VERSION_LESS 3.26 AND NOT TARGET CUDA::nvToolsExt)
+  add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+endif()
 find_package(CUDAToolkit QUIET)
