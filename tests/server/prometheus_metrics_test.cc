@@ -14,9 +14,11 @@
 #include <string>
 #include <thread>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "server/metrics_endpoint.h"
 #include "server/rpc_interceptor.h"
 #include "server/status_mapping.h"
@@ -302,6 +304,18 @@ TEST(MetricsEndpointTest, TakesAFreePortAndRefusesATakenOne) {
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("--metrics_address: cannot listen on '" + address + "'"));
+}
+
+TEST(MetricsEndpointTest, EndsWithoutWaitingForTheLibrarysPoll) {
+  const auto metrics = std::make_shared<PrometheusMetrics>(PrometheusMetrics::Options{});
+  for (const char* address : {"127.0.0.1:0", "0.0.0.0:0"}) {
+    absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint =
+        MetricsEndpoint::Start(address, metrics);
+    ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+    const absl::Time begin = absl::Now();
+    endpoint->reset();
+    EXPECT_LT(absl::Now() - begin, absl::Seconds(1)) << address;
+  }
 }
 
 }  // namespace
