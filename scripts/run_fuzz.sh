@@ -12,20 +12,26 @@ targets=(fuzz_safetensors_header fuzz_model_config fuzz_tokenizer_json fuzz_requ
 
 cmake --preset fuzz
 cmake --build --preset fuzz --target fuzz_targets --parallel "$(nproc)"
-for target in "${targets[@]}"; do
-  seeds=tests/fuzz/corpus/$target
+
+fuzz() { # target
+  local target=$1
+  local seeds=tests/fuzz/corpus/$target log=build/fuzz/$target.log
   if [[ -z $(ls -A "$seeds") ]]; then
     echo "run_fuzz.sh: no seeds in $seeds" >&2
-    exit 1
+    return 1
   fi
   mkdir -p "build/fuzz/corpus/$target" build/fuzz/findings
-  log=build/fuzz/$target.log
   if ! "build/fuzz/bin/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
     -print_final_stats=1 "-artifact_prefix=build/fuzz/findings/$target-" \
     "build/fuzz/corpus/$target" "$seeds" >"$log" 2>&1; then
     tail -n 100 "$log" >&2
     echo "run_fuzz.sh: $target failed; its input is in build/fuzz/findings/" >&2
-    exit 1
+    return 1
   fi
   echo "$target: $(awk '/number_of_executed_units/ {print $2}' "$log") runs in $seconds s"
-done
+}
+
+# One target a core; a failure fails the script, after the others have ended.
+export seconds
+export -f fuzz
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I '{}' bash -c 'set -euo pipefail; fuzz "{}"'
